@@ -1,0 +1,3 @@
+//! `rvm`: any container image in its own microVM, or as a container.
+
+fn main() {}

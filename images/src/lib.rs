@@ -1,0 +1,1 @@
+//! Container images: store, archives, layers and their EROFS form.

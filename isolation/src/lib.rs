@@ -1,0 +1,1 @@
+//! Isolation of one workload: namespaces, cgroups, root file system, capabilities, seccomp.
