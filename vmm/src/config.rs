@@ -1,0 +1,284 @@
+//! The description of one machine, as the supervisor writes it for `rvm-vmm`.
+//!
+//! It is JSON on an inherited descriptor. Every file and socket is named by the number of an inherited descriptor: the
+//! machine opens nothing by path, so it needs no view of any file system. Unknown fields are refused, because both
+//! sides are built from one tree.
+
+use std::os::fd::RawFd;
+
+use serde::{Deserialize, Serialize};
+
+/// The value of [`VmConfig::version`] that this build understands.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// Sector size of virtio-blk in bytes; every disk is a whole number of them.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Most virtual CPUs of one machine: APIC ids are 8 bits wide and 255 means "all".
+pub const MAX_VCPUS: u8 = 254;
+
+/// Most parts of one disk.
+pub const MAX_DISK_PARTS: usize = 1024;
+
+/// Everything a machine is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Version of this structure, [`CONFIG_VERSION`].
+    pub version: u32,
+    /// Number of virtual CPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// `/dev/kvm`, opened for reading and writing.
+    pub kvm_fd: RawFd,
+    /// The guest kernel: an ELF `vmlinux` for x86-64.
+    pub kernel_fd: RawFd,
+    /// Files that are concatenated into the initial ramdisk, each padded to 4 bytes.
+    pub initrd_fds: Vec<RawFd>,
+    /// Kernel command line. What the machine's own devices need is added by the machine.
+    pub cmdline: String,
+    /// Where the guest's console output is appended, up to a limit.
+    pub console_fd: Option<RawFd>,
+    /// Disks in the guest's order (`vda`, `vdb`, ...).
+    pub disks: Vec<DiskConfig>,
+    /// The vsock device, if the guest has one.
+    pub vsock: Option<VsockConfig>,
+    /// I/O port whose written bytes are reported as [`crate::event::Event::Doorbell`].
+    pub doorbell_port: Option<u16>,
+    /// Unix stream socket that receives [`crate::event::Event`]s, one JSON object per line. End of file on it (the
+    /// supervisor is gone) ends the machine at once.
+    pub events_fd: RawFd,
+}
+
+/// One disk: the concatenation of its parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Parts in the order of their sectors.
+    pub parts: Vec<DiskPart>,
+    /// Writes are refused. A disk of more than one part must be read-only.
+    pub read_only: bool,
+}
+
+/// A stretch of a disk that is backed by one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskPart {
+    /// The file; read from its offset 0.
+    pub fd: RawFd,
+    /// Length of the stretch, a multiple of 512. A read-only file may end up to 4095 bytes before it; the rest reads as
+    /// zeros.
+    pub bytes: u64,
+}
+
+/// The vsock device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context identifier, 3 or more.
+    pub guest_cid: u32,
+    /// A listening Unix stream socket. A client sends `CONNECT <port>\n`, reads `OK <host port>\n` once the guest has
+    /// accepted, and then has the raw stream; a refused connection is closed.
+    pub listener_fd: RawFd,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The JSON does not describe a machine.
+    #[error("the machine configuration is not valid JSON for this version")]
+    Parse(#[from] serde_json::Error),
+    /// The configuration is of another version.
+    #[error("machine configuration version {0} is not the supported version {CONFIG_VERSION}")]
+    Version(u32),
+    /// Zero or too many virtual CPUs.
+    #[error("{0} virtual CPUs: the machine has 1 to {MAX_VCPUS}")]
+    Vcpus(u8),
+    /// A disk of zero bytes, of no parts, of too many, or with a length that is not a whole number of sectors.
+    #[error("disk {disk}: {problem}")]
+    Disk {
+        /// Index of the disk.
+        disk: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A reserved context identifier.
+    #[error("vsock context identifier {0} is reserved, the lowest for a guest is 3")]
+    GuestCid(u32),
+    /// One descriptor has two roles.
+    #[error("descriptor {0} is named twice")]
+    DescriptorNamedTwice(RawFd),
+}
+
+impl VmConfig {
+    /// Parses and checks a configuration.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if it is not one that can describe a machine. Descriptors are only checked to be distinct here;
+    /// whether they are what they should be is found out when the machine takes them over.
+    pub fn parse(json: &[u8]) -> Result<Self, ConfigError> {
+        let config: Self = serde_json::from_slice(json)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks everything that [`VmConfig::parse`] promises, for a configuration made in the same process.
+    ///
+    /// # Errors
+    /// As [`VmConfig::parse`].
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.version != CONFIG_VERSION {
+            return Err(ConfigError::Version(self.version));
+        }
+        if self.vcpus == 0 || self.vcpus > MAX_VCPUS {
+            return Err(ConfigError::Vcpus(self.vcpus));
+        }
+        for (disk, config) in self.disks.iter().enumerate() {
+            config
+                .check()
+                .map_err(|problem| ConfigError::Disk { disk, problem })?;
+        }
+        if let Some(vsock) = self.vsock
+            && (vsock.guest_cid < 3 || vsock.guest_cid == u32::MAX)
+        {
+            return Err(ConfigError::GuestCid(vsock.guest_cid));
+        }
+        let mut descriptors = self.descriptors();
+        descriptors.sort_unstable();
+        match descriptors.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(ConfigError::DescriptorNamedTwice(pair[0])),
+            None => Ok(()),
+        }
+    }
+
+    /// Every descriptor the configuration names.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let mut descriptors = vec![self.kvm_fd, self.kernel_fd, self.events_fd];
+        descriptors.extend(&self.initrd_fds);
+        descriptors.extend(self.console_fd);
+        descriptors.extend(
+            self.disks
+                .iter()
+                .flat_map(|disk| disk.parts.iter().map(|part| part.fd)),
+        );
+        descriptors.extend(self.vsock.map(|vsock| vsock.listener_fd));
+        descriptors
+    }
+}
+
+impl DiskConfig {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.parts.is_empty() {
+            return Err("it has no parts");
+        }
+        if self.parts.len() > MAX_DISK_PARTS {
+            return Err("it has too many parts");
+        }
+        if self.parts.len() > 1 && !self.read_only {
+            return Err("a writable disk has exactly one part");
+        }
+        let mut total: u64 = 0;
+        for part in &self.parts {
+            if part.bytes == 0 || part.bytes % SECTOR_BYTES != 0 {
+                return Err("a part's length is not a positive multiple of 512 bytes");
+            }
+            total = total.checked_add(part.bytes).ok_or("it is too large")?;
+        }
+        if i64::try_from(total).is_err() {
+            return Err("it is too large");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> VmConfig {
+        VmConfig {
+            version: CONFIG_VERSION,
+            vcpus: 2,
+            memory_mib: 256,
+            kvm_fd: 3,
+            kernel_fd: 4,
+            initrd_fds: vec![5, 6],
+            cmdline: "quiet".into(),
+            console_fd: Some(7),
+            disks: vec![DiskConfig {
+                parts: vec![DiskPart { fd: 8, bytes: 4096 }],
+                read_only: false,
+            }],
+            vsock: Some(VsockConfig {
+                guest_cid: 3,
+                listener_fd: 9,
+            }),
+            doorbell_port: Some(0x600),
+            events_fd: 10,
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut VmConfig), expected: &str) {
+        let mut config = config();
+        change(&mut config);
+        let json = serde_json::to_vec(&config).unwrap();
+        let message = match VmConfig::parse(&json) {
+            Ok(parsed) => {
+                assert_eq!(parsed, config);
+                String::from("ok")
+            }
+            Err(error) => error.to_string(),
+        };
+        assert!(message.contains(expected), "{message}");
+    }
+
+    #[test]
+    fn configurations_are_accepted_or_refused() {
+        check(|_| (), "ok");
+        check(|config| config.version = 2, "version 2");
+        check(|config| config.vcpus = 0, "0 virtual CPUs");
+        check(|config| config.vcpus = 255, "255 virtual CPUs");
+        check(|config| config.disks[0].parts[0].bytes = 513, "multiple of 512");
+        check(|config| config.disks[0].parts[0].bytes = 0, "multiple of 512");
+        check(|config| config.disks[0].parts.clear(), "no parts");
+        check(
+            |config| config.disks[0].parts.push(DiskPart { fd: 20, bytes: 512 }),
+            "exactly one part",
+        );
+        check(
+            |config| {
+                config.disks[0].read_only = true;
+                config.disks[0].parts = vec![
+                    DiskPart {
+                        fd: 20,
+                        bytes: u64::MAX - 511,
+                    },
+                    DiskPart { fd: 21, bytes: 1024 },
+                ];
+            },
+            "too large",
+        );
+        check(
+            |config| {
+                config.vsock = Some(VsockConfig {
+                    guest_cid: 2,
+                    listener_fd: 9,
+                })
+            },
+            "reserved",
+        );
+        check(|config| config.initrd_fds.push(10), "named twice");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let mut json = serde_json::to_value(config()).unwrap();
+        json["sound_card"] = true.into();
+        assert!(matches!(
+            VmConfig::parse(&serde_json::to_vec(&json).unwrap()),
+            Err(ConfigError::Parse(_))
+        ));
+    }
+}
