@@ -1,1 +1,17 @@
-//! Container images: store, archives, layers and their EROFS form.
+//! Container images: references, archives, the store, and layers in the form that both isolation modes mount.
+//!
+//! What comes in (an archive, later a registry) is verified against its digests and kept unchanged in a store that
+//! is an OCI image layout. Beside it every layer is converted, straight from its tar stream, into one read-only EROFS
+//! image: what the kernel mounts as a lower layer of an overlay, on the host or in a guest.
+//!
+//! Everything that arrives here is hostile until proven otherwise: sizes are capped, digests checked, names refused
+//! when they could point elsewhere, and nothing is visible in the store before it is complete.
+#![forbid(unsafe_code)]
+
+mod digest;
+mod image;
+mod store;
+
+pub use digest::{Digest, DigestError};
+pub use image::{Image, LayerFile, RootDirectory};
+pub use store::{Error, Loaded, Progress, Removed, Source, Store, Summary};
