@@ -1,1 +1,3 @@
 //! What a container is, whichever way it is isolated.
+
+pub mod spec;
