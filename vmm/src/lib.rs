@@ -4,5 +4,18 @@
 //! binary `rvm-vmm` is a thin shell around it. It knows nothing of containers: a kernel, an initial ramdisk, disks, a
 //! vsock and a console are all it is told about, and [`event::Event`]s are all it tells.
 
+pub mod arch;
+pub mod builder;
+pub mod bus;
 pub mod config;
+pub mod devices;
 pub mod event;
+pub mod event_loop;
+pub mod machine;
+pub mod memory;
+pub mod reporter;
+pub mod resources;
+pub mod stop;
+pub mod sys;
+pub mod vcpu;
+pub mod vm;

@@ -1,0 +1,99 @@
+//! Boots a kernel from paths and prints its console: a machine without anything of rvm around it.
+//!
+//! ```text
+//! boot [-c VCPUS] [-m MIB] [-a CMDLINE] [-d DISK[:ro]]... [-v SOCKET] KERNEL [INITRD]...
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use rvm_vmm::event::Event;
+use rvm_vmm::reporter::Reporter;
+use rvm_vmm::resources::{Disk, Part, Resources, Vsock};
+
+fn main() -> Result<()> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let resources = parse(ours)?;
+    let reader = std::thread::spawn(move || print_events(theirs));
+    let reporter = Arc::new(Reporter::new(resources.events.try_clone()?, Instant::now()));
+    let machine = rvm_vmm::builder::build(resources, reporter.clone())?;
+    let stopped = machine.run(None);
+    reporter.send_reliably(&Event::Stopped(stopped));
+    drop(reporter);
+    reader.join().ok().context("the event reader panicked")
+}
+
+fn print_events(socket: UnixStream) {
+    for line in BufReader::new(socket).lines().map_while(Result::ok) {
+        eprintln!("{line}");
+    }
+}
+
+fn parse(events: UnixStream) -> Result<Resources> {
+    let open = |path: &str| File::open(path).with_context(|| format!("cannot open {path}"));
+    let (mut vcpus, mut memory_mib, mut cmdline, mut disks, mut vsock) =
+        (1, 128, String::new(), Vec::new(), None);
+    let mut files = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || {
+            arguments
+                .next()
+                .with_context(|| format!("{argument} needs a value"))
+        };
+        match argument.as_str() {
+            "-c" => vcpus = value()?.parse()?,
+            "-m" => memory_mib = value()?.parse()?,
+            "-a" => cmdline = value()?,
+            "-d" => disks.push(open_disk(&value()?)?),
+            "-v" => {
+                vsock = Some(Vsock {
+                    guest_cid: 3,
+                    listener: UnixListener::bind(value()?)?,
+                })
+            }
+            path => files.push(open(path)?),
+        }
+    }
+    let mut files = files.into_iter();
+    Ok(Resources {
+        vcpus,
+        memory_mib,
+        kvm: OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .context("cannot open /dev/kvm")?
+            .into(),
+        kernel: files.next().context("usage: boot [OPTIONS] KERNEL [INITRD]...")?,
+        initrd: files.collect(),
+        cmdline,
+        console: Some(OpenOptions::new().append(true).open("/dev/stdout")?),
+        disks,
+        vsock,
+        doorbell_port: Some(0x600),
+        events: events.into(),
+    })
+}
+
+/// `PATH` is writable, `PATH:ro` is not; `PATH+PATH:ro` is one disk of two parts.
+fn open_disk(text: &str) -> Result<Disk> {
+    let (paths, read_only) = text
+        .strip_suffix(":ro")
+        .map_or((text, false), |paths| (paths, true));
+    let mut parts = Vec::new();
+    for path in paths.split('+') {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .open(path)
+            .with_context(|| format!("cannot open {path}"))?;
+        let bytes = file.metadata()?.len();
+        parts.push(Part { file, bytes });
+    }
+    Ok(Disk { parts, read_only })
+}

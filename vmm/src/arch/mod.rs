@@ -1,0 +1,3 @@
+//! What is particular to a processor architecture.
+
+pub mod x86_64;

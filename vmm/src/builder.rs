@@ -1,0 +1,142 @@
+//! The boot recipe: from resources to a machine that is ready to run, one function per phase.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64::boot::{self, BootError, Ramdisk};
+use crate::arch::x86_64::cmdline::{CommandLine, CommandLineError};
+use crate::arch::x86_64::kernel::{Kernel, KernelError};
+use crate::arch::x86_64::layout::SERIAL_INTERRUPT;
+use crate::arch::x86_64::mptable::{self, MpTableError};
+use crate::arch::x86_64::registers;
+use crate::bus::{Bus, Overlap};
+use crate::devices::console::Console;
+use crate::devices::doorbell::Doorbell;
+use crate::devices::reset::{self, KeyboardController};
+use crate::devices::serial::{self, InterruptLine, Serial};
+use crate::machine::Machine;
+use crate::memory::{self, GuestMemory, GuestMemoryError, MemoryError};
+use crate::reporter::Reporter;
+use crate::resources::Resources;
+use crate::stop::StopSignal;
+use crate::sys;
+use crate::vcpu::{ExitCounters, Surroundings};
+use crate::vm::{Vm, VmError};
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The virtual machine.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The ramdisk, or what is handed to the kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The command line.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
+    /// The MP table.
+    #[error(transparent)]
+    MpTable(#[from] MpTableError),
+    /// Page tables and descriptors.
+    #[error("cannot write the boot page tables")]
+    Tables(#[source] GuestMemoryError),
+    /// A host resource for a device.
+    #[error("cannot make an event descriptor")]
+    EventDescriptor(#[source] io::Error),
+    /// The doorbell port belongs to another device.
+    #[error(transparent)]
+    Bus(#[from] Overlap),
+}
+
+/// Builds the machine. Its memory is written, its vCPUs exist; nothing runs yet.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machine, BuildError> {
+    let kvm = sys::kvm_from(resources.kvm);
+    let vm = Vm::new(&kvm, memory::allocate(resources.memory_mib)?, resources.vcpus)?;
+    let stop = Arc::new(StopSignal::new().map_err(BuildError::EventDescriptor)?);
+    let console = Console::new(resources.console);
+    let (kernel, ramdisk) = load_kernel(vm.memory(), &mut resources.kernel, &mut resources.initrd)?;
+    let command_line = command_line(&resources.cmdline)?;
+
+    let mut ports = Bus::default();
+    add_legacy_devices(&mut ports, &vm, &console, &stop)?;
+    if let Some(port) = resources.doorbell_port {
+        let doorbell = Arc::new(Mutex::new(Doorbell::new(reporter.clone())));
+        ports.add(u64::from(port)..u64::from(port) + 1, doorbell)?;
+    }
+    let mmio = Bus::default();
+
+    boot::write_parameters(vm.memory(), &command_line, ramdisk)?;
+    mptable::write(vm.memory(), resources.vcpus)?;
+    registers::write_tables(vm.memory()).map_err(BuildError::Tables)?;
+    let vcpus = create_vcpus(&vm, resources.vcpus, kernel.entry)?;
+    let surroundings = Surroundings {
+        ports: Arc::new(ports),
+        mmio: Arc::new(mmio),
+        stop,
+        exits: Arc::new(ExitCounters::default()),
+    };
+    Ok(Machine {
+        vcpus,
+        surroundings,
+        subscribers: Vec::new(),
+        console,
+        reporter,
+        vm,
+    })
+}
+
+fn load_kernel(
+    memory: &GuestMemory,
+    kernel: &mut File,
+    initrd: &mut [File],
+) -> Result<(Kernel, Ramdisk), BuildError> {
+    let ramdisk_bytes = boot::ramdisk_bytes(initrd)?;
+    let kernel = Kernel::load(memory, kernel, ramdisk_bytes)?;
+    Ok((kernel, boot::load_ramdisk(memory, initrd)?))
+}
+
+/// The caller's parameters, and defaults for what the caller left open. `quiet` because each character on the console is
+/// an exit; a panic is printed all the same.
+fn command_line(text: &str) -> Result<CommandLine, CommandLineError> {
+    let mut line = CommandLine::new(text)?;
+    line.add_default("console=ttyS0", &[]);
+    line.add_default("reboot=k", &[]);
+    line.add_default("panic=-1", &[]);
+    line.add_default("quiet", &["debug", "loglevel", "ignore_loglevel"]);
+    Ok(line)
+}
+
+fn add_legacy_devices(
+    ports: &mut Bus,
+    vm: &Vm,
+    console: &Console,
+    stop: &Arc<StopSignal>,
+) -> Result<(), BuildError> {
+    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BuildError::EventDescriptor)?;
+    vm.connect_interrupt(&interrupt, SERIAL_INTERRUPT)?;
+    let serial = Serial::new(InterruptLine(interrupt), console.clone());
+    ports.add(serial::PORTS, Arc::new(Mutex::new(serial)))?;
+    ports.add(
+        reset::PORTS,
+        Arc::new(Mutex::new(KeyboardController::new(stop.clone()))),
+    )?;
+    Ok(())
+}
+
+fn create_vcpus(vm: &Vm, count: u8, entry: u64) -> Result<Vec<VcpuFd>, VmError> {
+    (0..count).map(|index| vm.create_vcpu(index, entry)).collect()
+}

@@ -1,0 +1,7 @@
+//! The machine's devices.
+
+pub mod console;
+pub mod doorbell;
+pub mod reset;
+pub mod serial;
+pub mod virtio;

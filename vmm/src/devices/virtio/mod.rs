@@ -1,0 +1,1 @@
+//! Virtio 1.2 devices on the memory-mapped transport.

@@ -1,0 +1,89 @@
+//! `rvm-vmm`: runs one machine from descriptors that were passed in.
+//!
+//! `rvm-vmm --config FD` reads a [`VmConfig`] from descriptor FD to its end, closes every descriptor that it does not
+//! name, and runs the machine. It exits with 0 if the guest ended by itself, however, and with 1 if the machine failed;
+//! the last event says which, and a failure is also told on standard error, in one line.
+
+use std::fs::File;
+use std::io::Read;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use rvm_vmm::config::VmConfig;
+use rvm_vmm::event::{Event, Stopped};
+use rvm_vmm::machine;
+use rvm_vmm::reporter::Reporter;
+use rvm_vmm::resources::Resources;
+use rvm_vmm::sys::{Inherited, termination_descriptor};
+
+/// A configuration names at most a few thousand descriptors.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    match run(start) {
+        Ok(stopped) if stopped.reason.is_guest_made() => ExitCode::SUCCESS,
+        Ok(stopped) => {
+            eprintln!("rvm-vmm: {}", stopped.detail);
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("rvm-vmm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the machine and reports its end. An error is one that came before there was anybody to report to.
+fn run(start: Instant) -> Result<Stopped> {
+    let mut inherited = Inherited::once().context("the descriptors were taken over before")?;
+    // A machine without its supervisor is nobody's: it ends with it, even if it is stuck.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind to the supervisor's life")?;
+    let config = read_config(&mut inherited)?;
+    inherited
+        .close_others(&config.descriptors())
+        .context("cannot close the other descriptors")?;
+    let resources = Resources::claim(config, &mut inherited)?;
+    let termination = termination_descriptor().context("cannot watch for SIGTERM")?;
+
+    let events = resources
+        .events
+        .try_clone()
+        .context("cannot use the events socket")?;
+    let reporter = Arc::new(Reporter::new(events, start));
+    let stopped = match rvm_vmm::builder::build(resources, reporter.clone()) {
+        Ok(machine) => machine.run(Some(termination)),
+        Err(error) => machine::setup_failure(&error, &reporter),
+    };
+    reporter.send_reliably(&Event::Stopped(stopped.clone()));
+    Ok(stopped)
+}
+
+fn read_config(inherited: &mut Inherited) -> Result<VmConfig> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some("--config"), Some(fd), None) =
+        (arguments.next().as_deref(), arguments.next(), arguments.next())
+    else {
+        bail!("usage: rvm-vmm --config FD (it is started by rvm)");
+    };
+    let fd = fd
+        .parse()
+        .with_context(|| format!("{fd:?} is not a descriptor"))?;
+    let file = File::from(
+        inherited
+            .take(fd)
+            .context("cannot use the configuration's descriptor")?,
+    );
+    let mut json = Vec::new();
+    file.take(MAX_CONFIG_BYTES + 1)
+        .read_to_end(&mut json)
+        .context("cannot read the configuration")?;
+    ensure!(
+        json.len() as u64 <= MAX_CONFIG_BYTES,
+        "the configuration is too long"
+    );
+    Ok(VmConfig::parse(&json)?)
+}

@@ -1,0 +1,111 @@
+//! Guest memory: how it is laid out around the hole below 4 GiB, and where it comes from.
+//!
+//! It is private anonymous memory without a swap reservation. Nothing else maps it: devices copy between it and the
+//! host's files and sockets, so it needs no shared mapping, and a private one takes huge pages by the host's ordinary
+//! policy and lets a saved machine be mapped copy-on-write in its place.
+//!
+//! This is the only module that names the vm-memory crate, so that a move to another of its generations stays small.
+
+use std::io;
+
+pub use vm_memory::{
+    ByteValued, Bytes, GuestAddress, GuestMemory as GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+};
+
+/// A stretch of guest memory in this process, which the guest may change at any time.
+pub type VolatileSlice<'a> = vm_memory::VolatileSlice<'a>;
+
+/// All memory of one guest. Clones share the same memory.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// One contiguous stretch of guest memory.
+pub type GuestRegion = vm_memory::GuestRegionMmap<()>;
+
+/// Start of the hole in which devices live; memory below it is contiguous from address 0.
+pub const HOLE_START: u64 = 0xc000_0000;
+
+/// End of the hole: what does not fit below it continues here.
+pub const HOLE_END: u64 = 0x1_0000_0000;
+
+/// Why there is no guest memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host cannot map that much.
+    #[error("cannot map {mib} MiB of guest memory")]
+    Map {
+        /// The size asked for.
+        mib: u32,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+    /// Zero, or more than addresses of this host reach.
+    #[error("{mib} MiB of guest memory is not possible on this machine")]
+    Size {
+        /// The size asked for.
+        mib: u32,
+    },
+}
+
+/// The ranges (start, bytes) of `bytes` of memory, lowest first.
+#[must_use]
+pub fn layout(bytes: u64) -> Vec<(u64, u64)> {
+    if bytes <= HOLE_START {
+        return vec![(0, bytes)];
+    }
+    vec![(0, HOLE_START), (HOLE_END, bytes - HOLE_START)]
+}
+
+/// Maps `mib` MiB of guest memory.
+///
+/// # Errors
+/// [`MemoryError`] if the size is zero or the host cannot map it.
+pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
+    if mib == 0 {
+        return Err(MemoryError::Size { mib });
+    }
+    let ranges = layout(u64::from(mib) << 20)
+        .into_iter()
+        .map(|(start, bytes)| Ok((GuestAddress(start), usize::try_from(bytes)?)))
+        .collect::<Result<Vec<_>, std::num::TryFromIntError>>()
+        .map_err(|_| MemoryError::Size { mib })?;
+    GuestMemory::from_ranges(&ranges).map_err(|error| MemoryError::Map {
+        mib,
+        source: io::Error::other(error),
+    })
+}
+
+/// End of the memory that lies below the hole, which is where the kernel and its ramdisk go.
+#[must_use]
+pub fn low_end(memory: &GuestMemory) -> u64 {
+    memory
+        .iter()
+        .next()
+        .map_or(0, |region| region.start_addr().0 + region.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn memory_goes_around_the_hole() {
+        let check = |bytes, expected: &[(u64, u64)]| assert_eq!(layout(bytes), expected);
+        check(128 << 20, &[(0, 128 << 20)]);
+        check(3 * GIB, &[(0, 3 * GIB)]);
+        check(3 * GIB + 4096, &[(0, 3 * GIB), (4 * GIB, 4096)]);
+        check(64 * GIB, &[(0, 3 * GIB), (4 * GIB, 61 * GIB)]);
+    }
+
+    #[test]
+    fn allocated_memory_is_zero_and_ends_where_it_should() {
+        let memory = allocate(4096).unwrap();
+        assert_eq!(low_end(&memory), HOLE_START);
+        assert_eq!(memory.last_addr(), GuestAddress(5 * GIB - 1));
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(4 * GIB)).unwrap(), 0);
+        assert!(memory.read_obj::<u8>(GuestAddress(HOLE_START)).is_err());
+        assert!(matches!(allocate(0), Err(MemoryError::Size { .. })));
+    }
+}

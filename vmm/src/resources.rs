@@ -1,0 +1,147 @@
+//! What a machine is made of, with every descriptor owned: a [`VmConfig`] whose numbers have become files.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+
+use crate::config::{ConfigError, DiskConfig, VmConfig};
+use crate::sys::Inherited;
+
+/// Everything that goes into a machine.
+#[derive(Debug)]
+pub struct Resources {
+    /// Number of virtual CPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// The guest's kernel.
+    pub kernel: File,
+    /// Parts of the initial ramdisk.
+    pub initrd: Vec<File>,
+    /// Kernel command line, without what the machine adds.
+    pub cmdline: String,
+    /// Log of the console's output.
+    pub console: Option<File>,
+    /// Disks in the guest's order.
+    pub disks: Vec<Disk>,
+    /// The vsock device.
+    pub vsock: Option<Vsock>,
+    /// I/O port of the doorbell.
+    pub doorbell_port: Option<u16>,
+    /// Where events go.
+    pub events: OwnedFd,
+}
+
+/// One disk.
+#[derive(Debug)]
+pub struct Disk {
+    /// Files whose contents follow each other.
+    pub parts: Vec<Part>,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// A file and the bytes of the disk that it backs.
+#[derive(Debug)]
+pub struct Part {
+    /// The file, from its offset 0.
+    pub file: File,
+    /// Bytes, a multiple of 512.
+    pub bytes: u64,
+}
+
+/// The host's side of the vsock device.
+#[derive(Debug)]
+pub struct Vsock {
+    /// Context identifier of the guest.
+    pub guest_cid: u32,
+    /// Where clients of the host connect.
+    pub listener: UnixListener,
+}
+
+/// Why the descriptors of a configuration were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ResourceError {
+    /// The configuration itself.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A descriptor is not open.
+    #[error("the descriptor for the {role} cannot be used")]
+    Descriptor {
+        /// What it was meant for.
+        role: &'static str,
+        /// What the host said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Resources {
+    /// Takes over the descriptors that `config` names.
+    ///
+    /// # Errors
+    /// [`ResourceError`].
+    pub fn claim(config: VmConfig, inherited: &mut Inherited) -> Result<Self, ResourceError> {
+        config.check()?;
+        let mut take = |fd, role| {
+            inherited
+                .take(fd)
+                .map_err(|source| ResourceError::Descriptor { role, source })
+        };
+        let mut initrd = Vec::new();
+        for fd in &config.initrd_fds {
+            initrd.push(File::from(take(*fd, "initial ramdisk")?));
+        }
+        let mut disks = Vec::new();
+        for disk in &config.disks {
+            disks.push(claim_disk(disk, &mut take)?);
+        }
+        let vsock = match config.vsock {
+            Some(vsock) => {
+                let listener = UnixListener::from(take(vsock.listener_fd, "vsock listener")?);
+                Some(Vsock {
+                    guest_cid: vsock.guest_cid,
+                    listener,
+                })
+            }
+            None => None,
+        };
+        Ok(Self {
+            vcpus: config.vcpus,
+            memory_mib: config.memory_mib,
+            kvm: take(config.kvm_fd, "KVM")?,
+            kernel: take(config.kernel_fd, "kernel")?.into(),
+            initrd,
+            cmdline: config.cmdline,
+            console: config
+                .console_fd
+                .map(|fd| take(fd, "console log"))
+                .transpose()?
+                .map(File::from),
+            disks,
+            vsock,
+            doorbell_port: config.doorbell_port,
+            events: take(config.events_fd, "events socket")?,
+        })
+    }
+}
+
+fn claim_disk(
+    config: &DiskConfig,
+    take: &mut impl FnMut(i32, &'static str) -> Result<OwnedFd, ResourceError>,
+) -> Result<Disk, ResourceError> {
+    let mut parts = Vec::new();
+    for part in &config.parts {
+        parts.push(Part {
+            file: take(part.fd, "disk")?.into(),
+            bytes: part.bytes,
+        });
+    }
+    Ok(Disk {
+        parts,
+        read_only: config.read_only,
+    })
+}

@@ -1,0 +1,196 @@
+//! One virtual CPU: its thread, and what happens at each of its exits.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{Builder, JoinHandle};
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::Bus;
+use crate::event::StopReason;
+use crate::stop::StopSignal;
+use crate::sys::{self, Kicker};
+
+/// What a vCPU's thread works with besides the vCPU.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// I/O ports.
+    pub ports: Arc<Bus>,
+    /// Device memory.
+    pub mmio: Arc<Bus>,
+    /// Ends the machine.
+    pub stop: Arc<StopSignal>,
+    /// Counts the exits of all vCPUs.
+    pub exits: Arc<ExitCounters>,
+}
+
+/// Exits to this process, by kind. What KVM handles itself (CPUID, most MSRs, HLT, nested page faults) is not among them.
+#[derive(Debug, Default)]
+pub struct ExitCounters([AtomicU64; ExitKind::NAMES.len()]);
+
+#[derive(Clone, Copy)]
+enum ExitKind {
+    PortRead,
+    PortWrite,
+    MmioRead,
+    MmioWrite,
+    Interrupted,
+    Other,
+}
+
+impl ExitKind {
+    const NAMES: [&str; 6] = [
+        "io_in",
+        "io_out",
+        "mmio_read",
+        "mmio_write",
+        "interrupted",
+        "other",
+    ];
+}
+
+impl ExitCounters {
+    fn count(&self, kind: ExitKind) {
+        if let Some(counter) = self.0.get(kind as usize) {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counts by name, without those that are zero.
+    #[must_use]
+    pub fn totals(&self) -> BTreeMap<String, u64> {
+        let counts = self.0.iter().map(|counter| counter.load(Ordering::Relaxed));
+        let named = ExitKind::NAMES.iter().map(ToString::to_string).zip(counts);
+        named.filter(|(_, count)| *count > 0).collect()
+    }
+}
+
+/// A vCPU that runs on its own thread.
+#[derive(Debug)]
+pub struct RunningVcpu {
+    thread: JoinHandle<VcpuFd>,
+    kicker: Kicker,
+}
+
+impl RunningVcpu {
+    /// Starts the thread; it runs until the machine is told to stop.
+    ///
+    /// # Errors
+    /// Those of creating a thread.
+    pub fn start(index: u8, mut vcpu: VcpuFd, surroundings: Surroundings) -> io::Result<Self> {
+        // SAFETY: the thread returns the vCPU instead of dropping it, and `join` consumes the kicker before it.
+        let kicker = unsafe { Kicker::new(&mut vcpu) };
+        let thread = Builder::new().name(format!("vcpu{index}")).spawn(move || {
+            run(&mut vcpu, &surroundings);
+            vcpu
+        })?;
+        Ok(Self { thread, kicker })
+    }
+
+    /// Ends the thread, which must have been told to stop.
+    pub fn join(self) {
+        self.kicker.kick(&self.thread);
+        // A panic on the thread ends the process in a release build; in a test it has been printed.
+        let _ = self.thread.join();
+    }
+}
+
+fn run(vcpu: &mut VcpuFd, surroundings: &Surroundings) {
+    while !surroundings.stop.is_set() {
+        if let Err((reason, detail)) = run_once(vcpu, surroundings) {
+            surroundings.stop.stop(reason, detail);
+        }
+    }
+}
+
+fn run_once(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Result<(), (StopReason, String)> {
+    let count = |kind| surroundings.exits.count(kind);
+    match vcpu.run() {
+        Ok(VcpuExit::IoOut(port, data)) => {
+            count(ExitKind::PortWrite);
+            surroundings.ports.write(u64::from(port), data);
+        }
+        Ok(VcpuExit::IoIn(port, data)) => {
+            count(ExitKind::PortRead);
+            surroundings.ports.read(u64::from(port), data);
+        }
+        Ok(VcpuExit::MmioRead(address, data)) => {
+            count(ExitKind::MmioRead);
+            surroundings.mmio.read(address, data);
+        }
+        Ok(VcpuExit::MmioWrite(address, data)) => {
+            count(ExitKind::MmioWrite);
+            surroundings.mmio.write(address, data);
+        }
+        Ok(VcpuExit::Intr) => count(ExitKind::Interrupted),
+        // EAGAIN: a processor that waits for its start-up interrupt was woken for another reason.
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => count(ExitKind::Interrupted),
+        Err(error) => return Err((StopReason::KvmFailure, format!("KVM_RUN failed: {error}"))),
+        Ok(VcpuExit::Shutdown) => {
+            count(ExitKind::Other);
+            let place = place(vcpu);
+            return Err((
+                StopReason::TripleFault,
+                format!("the guest's processor shut down{place}"),
+            ));
+        }
+        Ok(VcpuExit::FailEntry(code, cpu)) => {
+            let detail = format!("the processor refused to enter the guest (reason {code:#x}, CPU {cpu})");
+            return Err((StopReason::InternalError, detail));
+        }
+        Ok(VcpuExit::InternalError) => return Err((StopReason::InternalError, internal_error(vcpu))),
+        Ok(VcpuExit::SystemEvent(kind, _)) => {
+            return Err((
+                StopReason::Reset,
+                format!("the guest asked for system event {kind}"),
+            ));
+        }
+        Ok(other) => {
+            let detail = format!("unexpected exit {other:?}");
+            return Err((StopReason::InternalError, detail));
+        }
+    }
+    Ok(())
+}
+
+/// `KVM_EXIT_INTERNAL_ERROR`: suberrors are listed in include/uapi/linux/kvm.h.
+fn internal_error(vcpu: &mut VcpuFd) -> String {
+    let (suberror, data) = sys::internal_error(vcpu).unwrap_or_default();
+    let meaning = match suberror {
+        1 => "KVM cannot emulate an instruction of the guest",
+        2 => "an exception came while KVM delivered another",
+        3 => "KVM could not deliver an event to the guest",
+        4 => "KVM met an exit that it does not know",
+        _ => "KVM gave up",
+    };
+    let data: Vec<String> = data.iter().map(|word| format!("{word:#x}")).collect();
+    format!(
+        "{meaning} (suberror {suberror}, data [{}]){}",
+        data.join(", "),
+        place(vcpu)
+    )
+}
+
+fn place(vcpu: &VcpuFd) -> String {
+    match vcpu.get_regs() {
+        Ok(registers) => format!(" at RIP {:#x}, RSP {:#x}", registers.rip, registers.rsp),
+        Err(_) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_have_names() {
+        let counters = ExitCounters::default();
+        counters.count(ExitKind::Other);
+        counters.count(ExitKind::PortRead);
+        counters.count(ExitKind::PortRead);
+        let expected = [("io_in".to_owned(), 2), ("other".to_owned(), 1)];
+        assert_eq!(counters.totals(), BTreeMap::from(expected));
+    }
+}

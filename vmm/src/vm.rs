@@ -1,0 +1,187 @@
+//! The KVM side of a machine: its memory, interrupt controllers and vCPUs.
+
+use kvm_bindings::KVM_API_VERSION;
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::arch::x86_64::cpuid::{CpuidError, Template};
+use crate::arch::x86_64::interrupts;
+use crate::arch::x86_64::layout::{IDENTITY_MAP, TSS};
+use crate::arch::x86_64::registers::{self, RegisterError};
+use crate::memory::{GuestMemory, GuestMemoryBackend, MemoryError};
+use crate::sys::{self, MemorySlot};
+
+/// What KVM must be able to do.
+const REQUIRED: [(Cap, &str); 7] = [
+    (Cap::Irqchip, "an interrupt controller"),
+    (Cap::UserMemory, "guest memory from user space"),
+    (Cap::SetTssAddr, "a task state segment"),
+    (Cap::ExtCpuid, "CPUID leaves"),
+    (Cap::Irqfd, "irqfd"),
+    (Cap::Ioeventfd, "ioeventfd"),
+    (Cap::ImmediateExit, "immediate exit"),
+];
+
+/// Why there is no virtual machine.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// Another KVM, or no KVM at all.
+    #[error("the KVM descriptor answers API version {0}, not {KVM_API_VERSION}")]
+    ApiVersion(i32),
+    /// KVM lacks something.
+    #[error("this KVM does not offer {0}")]
+    Capability(&'static str),
+    /// More vCPUs than KVM gives.
+    #[error("{wanted} virtual CPUs are more than the {most} of this KVM")]
+    Vcpus {
+        /// What the configuration says.
+        wanted: u8,
+        /// What KVM says.
+        most: usize,
+    },
+    /// More memory than guest addresses reach.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A KVM call failed.
+    #[error("cannot {operation}")]
+    Kvm {
+        /// What was tried.
+        operation: &'static str,
+        /// What KVM said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The CPUID table.
+    #[error(transparent)]
+    Cpuid(#[from] CpuidError),
+    /// A vCPU's registers.
+    #[error("virtual CPU {vcpu}")]
+    Registers {
+        /// Its index.
+        vcpu: u8,
+        /// What failed.
+        #[source]
+        source: RegisterError,
+    },
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError {
+    move |source| VmError::Kvm { operation, source }
+}
+
+/// A virtual machine with memory and interrupt controllers.
+#[derive(Debug)]
+pub struct Vm {
+    fd: VmFd,
+    cpuid: Template,
+    /// Kept mapped for as long as KVM may use it. After `fd`, so that it is dropped later.
+    memory: GuestMemory,
+}
+
+impl Vm {
+    /// Makes a machine with `memory`.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn new(kvm: &Kvm, memory: GuestMemory, vcpus: u8) -> Result<Self, VmError> {
+        check_kvm(kvm, vcpus)?;
+        let cpuid = Template::new(kvm, vcpus)?;
+        let bits = cpuid.physical_address_bits().min(63);
+        if memory.last_addr().0 >> bits != 0 {
+            let mib = u32::try_from(memory.last_addr().0 >> 20).unwrap_or(u32::MAX);
+            return Err(MemoryError::Size { mib }.into());
+        }
+        let fd = kvm.create_vm().map_err(failed("create a virtual machine"))?;
+        let vm = Self { fd, cpuid, memory };
+        // Memory first: with an interrupt controller present, each change of the memory map waits for an RCU grace
+        // period.
+        vm.register_memory()?;
+        vm.fd
+            .set_identity_map_address(IDENTITY_MAP)
+            .map_err(failed("place the identity map"))?;
+        let tss = usize::try_from(TSS).map_err(|_| VmError::Capability("a task state segment"))?;
+        vm.fd
+            .set_tss_address(tss)
+            .map_err(failed("place the task state segment"))?;
+        vm.fd
+            .create_irq_chip()
+            .map_err(failed("create the interrupt controllers"))?;
+        Ok(vm)
+    }
+
+    fn register_memory(&self) -> Result<(), VmError> {
+        for (slot, region) in (0_u32..).zip(self.memory.iter()) {
+            let slot = MemorySlot::of(slot, region);
+            // SAFETY: the region is anonymous memory that holds no Rust object, and `self.memory` keeps it mapped until
+            // after `self.fd` is closed; vCPUs, which keep the VM alive, are joined before this value is dropped.
+            unsafe { sys::register_memory(&self.fd, slot) }.map_err(failed("register guest memory"))?;
+        }
+        Ok(())
+    }
+
+    /// All guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Makes vCPU `index`. The first one starts in long mode at `entry`; the others wait for the guest to start them.
+    ///
+    /// # Errors
+    /// [`VmError`].
+    pub fn create_vcpu(&self, index: u8, entry: u64) -> Result<VcpuFd, VmError> {
+        let vcpu = self
+            .fd
+            .create_vcpu(u64::from(index))
+            .map_err(failed("create a virtual CPU"))?;
+        let cpuid = self.cpuid.for_vcpu(index)?;
+        vcpu.set_cpuid2(&cpuid).map_err(failed("set the CPUID leaves"))?;
+        let in_registers = |source| VmError::Registers { vcpu: index, source };
+        registers::set_model_specific(&vcpu).map_err(in_registers)?;
+        if index == 0 {
+            registers::set_long_mode(&vcpu).map_err(in_registers)?;
+            registers::set_entry(&vcpu, entry).map_err(in_registers)?;
+        }
+        interrupts::set_local_vectors(&vcpu).map_err(failed("set up the local APIC"))?;
+        Ok(vcpu)
+    }
+
+    /// Raises interrupt line `line` whenever `event` is written.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn connect_interrupt(&self, event: &EventFd, line: u32) -> Result<(), VmError> {
+        self.fd
+            .register_irqfd(event, line)
+            .map_err(failed("connect an interrupt"))
+    }
+
+    /// Writes `event` instead of leaving the guest when it writes the 32-bit `value` at `address`.
+    ///
+    /// # Errors
+    /// [`VmError::Kvm`].
+    pub fn connect_doorbell(&self, event: &EventFd, address: u64, value: u32) -> Result<(), VmError> {
+        let address = kvm_ioctls::IoEventAddress::Mmio(address);
+        self.fd
+            .register_ioevent(event, &address, value)
+            .map_err(failed("connect a queue notification"))
+    }
+}
+
+fn check_kvm(kvm: &Kvm, vcpus: u8) -> Result<(), VmError> {
+    let version = kvm.get_api_version();
+    if u32::try_from(version) != Ok(KVM_API_VERSION) {
+        return Err(VmError::ApiVersion(version));
+    }
+    if let Some((_, name)) = REQUIRED
+        .iter()
+        .find(|(capability, _)| !kvm.check_extension(*capability))
+    {
+        return Err(VmError::Capability(name));
+    }
+    let most = kvm.get_max_vcpus();
+    if usize::from(vcpus) > most {
+        return Err(VmError::Vcpus { wanted: vcpus, most });
+    }
+    Ok(())
+}
