@@ -1,0 +1,121 @@
+//! What the tests want to know from inside, and do there. Static, so that it runs in any image, and added to the test
+//! images as /probe; as /init of a made-up initramfs it plays a guest that misbehaves.
+#![forbid(unsafe_code)]
+
+use std::env;
+use std::hint::black_box;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::time::{ClockId, clock_gettime};
+use rvm_tests::tree;
+
+fn main() -> Result<ExitCode> {
+    let arguments = env::args().skip(1).collect::<Vec<_>>();
+    let words = arguments.iter().map(String::as_str).collect::<Vec<_>>();
+    if env::args().next().is_some_and(|name| name == "/init") {
+        return Ok(misbehave());
+    }
+    match words.as_slice() {
+        ["tree", top, excluded @ ..] => print_tree(Path::new(top), excluded)?,
+        ["hog", mebibytes] => hog(mebibytes.parse()?)?,
+        ["spin", milliseconds] => spin(Duration::from_millis(milliseconds.parse()?)),
+        ["fill", directory] => fill(Path::new(directory))?,
+        ["sink"] => println!("{}", tree::sha256(io::stdin().lock())?),
+        ["copy"] => {
+            io::copy(&mut io::stdin().lock(), &mut io::stdout().lock())?;
+        }
+        _ => bail!("probe: unknown arguments {words:?}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the tree below `top`, one JSON object a line.
+fn print_tree(top: &Path, excluded: &[&str]) -> Result<()> {
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for entry in tree::walk(top, excluded)? {
+        serde_json::to_writer(&mut out, &entry)?;
+        out.write_all(b"\n")?;
+    }
+    Ok(out.flush()?)
+}
+
+/// Takes memory a mebibyte at a time and touches it, so that a limit is met in small steps.
+fn hog(mebibytes: usize) -> Result<()> {
+    let mut held = Vec::new();
+    for taken in 1..=mebibytes {
+        held.push(black_box(vec![0x5a_u8; 1 << 20]));
+        if taken % 16 == 0 {
+            println!("{taken} MiB");
+            io::stdout().flush()?;
+        }
+    }
+    println!("all {} MiB", held.len());
+    Ok(())
+}
+
+/// Counts as fast as it can for a stretch of wall time, and prints the count and its share of one processor in percent.
+fn spin(stretch: Duration) {
+    let processor = || {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(
+            time.tv_sec.unsigned_abs(),
+            u32::try_from(time.tv_nsec).unwrap_or(0),
+        )
+    };
+    let (wall_start, processor_start) = (Instant::now(), processor());
+    let mut rounds = 0_u64;
+    while wall_start.elapsed() < stretch {
+        for value in 0..10_000_u64 {
+            black_box(value.wrapping_mul(rounds));
+        }
+        rounds += 1;
+    }
+    let used = processor().saturating_sub(processor_start);
+    println!(
+        "{rounds} {}",
+        used.as_millis() * 100 / wall_start.elapsed().as_millis().max(1)
+    );
+}
+
+/// Fills a file system: reserves blocks in ever smaller steps, then writes until that fails too.
+fn fill(directory: &Path) -> Result<()> {
+    let flags = OFlags::CREATE | OFlags::WRONLY;
+    let file = rustix::fs::open(directory.join("fill"), flags, Mode::RUSR | Mode::WUSR)?;
+    let mut reserved = 0;
+    let mut step = 1_u64 << 33;
+    while step >= 4096 {
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), reserved, step) {
+            Ok(()) => reserved += step,
+            Err(rustix::io::Errno::NOSPC) => step /= 2,
+            Err(error) => return Err(error).context("cannot reserve blocks"),
+        }
+    }
+    let error = loop {
+        if let Err(error) = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(directory.join("rest"))
+            .and_then(|mut file| file.write_all(&[1; 65536]))
+        {
+            break error;
+        }
+    };
+    println!("{} after {} MiB", error.kind(), reserved >> 20);
+    Ok(())
+}
+
+/// The file /behaviour beside it says how: `exit` makes the kernel panic, `sleep` never says anything.
+fn misbehave() -> ExitCode {
+    match std::fs::read_to_string("/behaviour").unwrap_or_default().trim() {
+        "sleep" => loop {
+            thread::sleep(Duration::from_secs(3600));
+        },
+        _ => ExitCode::from(3),
+    }
+}

@@ -1,0 +1,120 @@
+//! kill -9 at any moment, of any of rvm's processes: the next command shows the truth and cleans up.
+
+use std::collections::hash_map::RandomState;
+use std::env;
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Result;
+use rvm_tests::both_modes;
+use rvm_tests::command::{LIMIT, Running};
+use rvm_tests::images::BUSYBOX;
+use rvm_tests::processes::{self, Process};
+use rvm_tests::rvm::{Isolation, Rvm};
+use rvm_tests::wait::{let_pass, wait_until};
+
+/// Rounds of each kind in the ordinary test run.
+const ROUNDS: u64 = 15;
+
+/// From the start of rvm to well after the workload runs; a VM needs longer.
+fn window(rvm: &Rvm) -> u64 {
+    match rvm.isolation() {
+        Isolation::Vm => 3000,
+        Isolation::Container => 600,
+    }
+}
+
+/// A moment below `limit`, another one in each round of each run of the tests; the failure message names it.
+fn moment(limit: u64) -> u64 {
+    RandomState::new().build_hasher().finish() % limit
+}
+
+/// The processes of one kind among those that `rvm run` has started.
+fn victims(kind: &str, cli: i32) -> Result<Vec<Process>> {
+    let below = processes::descendants(cli)?;
+    let all = processes::all()?;
+    Ok(match kind {
+        "cli" => all.get(&cli).cloned().into_iter().collect(),
+        "vmm" => all
+            .into_values()
+            .filter(|process| process.name == "rvm-vmm")
+            .collect(),
+        _ => below
+            .into_iter()
+            .filter(|process| process.name.starts_with("rvm"))
+            .collect(),
+    })
+}
+
+/// Starts a workload, kills what `kind` names at a random moment, and asks rvm what is left.
+fn round(rvm: &Rvm, kind: &str) -> Result<()> {
+    let before = rvm.snapshot()?;
+    let mut command = rvm.run_command(["--name", "victim", BUSYBOX, "sleep", "1000"])?;
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut running = Running::start(command)?;
+    let cli = running.pid()?.as_raw_nonzero().get();
+    let_pass(Duration::from_millis(moment(window(rvm))));
+    if kind != "cli" {
+        wait_until("there is something to kill", LIMIT, || {
+            Ok(!victims(kind, cli)?.is_empty())
+        })?;
+    }
+    for victim in victims(kind, cli)? {
+        processes::kill(victim.pid)?;
+    }
+    if kind != "cli" {
+        wait_until("the command has noticed", LIMIT, || Ok(!running.is_running()?))?;
+    }
+    // The truth: what is listed as running has a workload, and nothing else has.
+    let listed = rvm.call(["ps", "-q"])?.ok().text();
+    let workloads = || -> Result<usize> {
+        let name = if rvm.isolation() == Isolation::Vm {
+            "rvm-vmm"
+        } else {
+            "sleep"
+        };
+        let all = processes::all()?;
+        Ok(all
+            .values()
+            .filter(|process| process.name == name && process.state != 'Z')
+            .count())
+    };
+    if listed.is_empty() {
+        wait_until("no workload without a container", LIMIT, || Ok(workloads()? == 0))?;
+    } else {
+        assert_eq!(listed.lines().count(), 1, "{listed}");
+    }
+    rvm.remove_containers()?;
+    assert_eq!(rvm.call(["ps", "-a", "-q"])?.ok().text(), "");
+    drop(running);
+    before.nothing_new()
+}
+
+fn rounds(rvm: &Rvm, kind: &str) -> Result<()> {
+    let rounds = env::var("RVM_TEST_ROUNDS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(ROUNDS);
+    for number in 0..rounds {
+        if let Err(error) = round(rvm, kind) {
+            anyhow::bail!("round {number} of killing the {kind}: {error:#}");
+        }
+    }
+    Ok(())
+}
+
+both_modes! {
+    fn killed_command(rvm) {
+        rounds(rvm, "cli")?;
+    }
+
+    fn killed_supervisor(rvm) {
+        rounds(rvm, "supervisor")?;
+    }
+}
+
+#[test]
+fn killed_vmm() -> Result<()> {
+    rvm_tests::rvm::in_mode(Isolation::Vm, |rvm: &Rvm| rounds(rvm, "vmm"))
+}
