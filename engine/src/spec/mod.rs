@@ -123,6 +123,7 @@ fn linux(options: &Options) -> Result<Linux, Error> {
     .collect::<Result<Vec<_>, _>>()?;
     let linux = LinuxBuilder::default()
         .namespaces(namespaces)
+        .sysctl(resources::kernel_parameters())
         .resources(resources::resources(options)?)
         .seccomp(seccomp::default_profile(&capabilities::default_set())?)
         .masked_paths(filesystem::masked_paths(Path::new("/sys/devices/system/cpu")))
@@ -164,6 +165,10 @@ mod tests {
             (
                 "/linux/seccomp/defaultAction",
                 serde_json::json!("SCMP_ACT_ERRNO"),
+            ),
+            (
+                "/linux/sysctl/net.ipv4.ip_unprivileged_port_start",
+                serde_json::json!("0"),
             ),
             ("/linux/resources/devices/0/allow", serde_json::json!(false)),
         ];

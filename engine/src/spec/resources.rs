@@ -1,5 +1,6 @@
 //! What a container may use: memory, processor time, processes, and per-process limits.
 
+use std::collections::HashMap;
 use std::str::FromStr;
 
 use oci_spec::OciSpecError;
@@ -132,6 +133,17 @@ pub(super) fn process_limits() -> Result<Vec<PosixRlimit>, OciSpecError> {
             .build()
     })
     .collect()
+}
+
+/// Kernel parameters of the network namespace: every user may listen on low ports and send pings, because the ports
+/// are the container's own.
+pub(super) fn kernel_parameters() -> HashMap<String, String> {
+    [
+        ("net.ipv4.ip_unprivileged_port_start", "0"),
+        ("net.ipv4.ping_group_range", "0 2147483647"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
 }
 
 #[cfg(test)]
