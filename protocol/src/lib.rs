@@ -9,6 +9,7 @@
 //!
 //! Both sides are built from one source tree and shipped together, so messages are refused rather than guessed at:
 //! unknown fields are errors and [`VERSION`] must be equal.
+#![forbid(unsafe_code)]
 
 mod boot;
 mod frame;

@@ -1,8 +1,8 @@
 //! An installation of rvm that belongs to the tests: its own directories, its own images.
 //!
 //! scripts/test says where things are: RVM_TEST_IMAGES (what tests/images/build made), RVM_TEST_ASSETS (what
-//! scripts/build-guest made) and RVM_TEST_DIR, a directory on a file system that overlayfs accepts. `rvm` and `probe`
-//! are taken from beside the test program.
+//! scripts/build-guest made, `rvm` itself included) and RVM_TEST_DIR, a directory on a file system that overlayfs
+//! accepts. The probe is taken from beside the test program.
 
 use std::env;
 use std::ffi::OsStr;
@@ -10,7 +10,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
@@ -148,8 +147,7 @@ impl Rvm {
     /// # Errors
     /// If the binary is not there.
     pub fn command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<Command> {
-        let binary = beside_this_program("rvm")?;
-        let mut command = Command::new(binary);
+        let mut command = Command::new(assets()?.join("rvm"));
         command
             .args(arguments)
             .stdin(Stdio::null())
@@ -255,6 +253,13 @@ impl Rvm {
     }
 }
 
+/// What is tested: a directory that scripts/build-guest made.
+fn assets() -> Result<PathBuf> {
+    env::var_os("RVM_TEST_ASSETS")
+        .map(PathBuf::from)
+        .context("RVM_TEST_ASSETS is not set: run scripts/test")
+}
+
 /// Where tests may write a lot: on a file system that overlayfs accepts as an upper directory.
 ///
 /// # Errors
@@ -282,14 +287,4 @@ pub fn beside_this_program(name: &str) -> Result<PathBuf> {
         binary.display()
     );
     Ok(binary)
-}
-
-/// How much slower this machine is than real hardware: time limits that a test sets for itself are multiplied by it.
-#[must_use]
-pub fn patience(limit: Duration) -> Duration {
-    if env::var_os("LAB").is_some() {
-        limit * 5
-    } else {
-        limit
-    }
 }
