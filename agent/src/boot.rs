@@ -60,12 +60,17 @@ pub(crate) fn mount_kernel_file_systems() -> Result<()> {
     mount("proc", "/proc", "proc", restricted, None).context("mount /proc")?;
     mount("sysfs", "/sys", "sysfs", restricted, None).context("mount /sys")?;
     mount("devtmpfs", "/dev", "devtmpfs", MountFlags::NOSUID, None).context("mount /dev")?;
-    // favordynmods: without it, each fork into a cgroup waits some milliseconds for a grace period of RCU.
+    // Grace periods of RCU are hurried from here on: with a few virtual processors that costs a few interrupts, while
+    // waiting for one takes milliseconds, and mounting the cgroup hierarchy, like much of making containers, waits.
+    write("/sys/kernel/rcu_expedited", "1")?;
+    // favordynmods: without it, each fork into a cgroup waits for a grace period too.
     let options = c"nsdelegate,memory_recursiveprot,favordynmods";
     mount("cgroup2", CGROUP_ROOT, "cgroup2", restricted, options).context("mount the cgroup hierarchy")?;
     // The root is exempt from the rule that a cgroup with controllers for its children has no process itself.
-    let control = format!("{CGROUP_ROOT}/cgroup.subtree_control");
-    fs::write(&control, "+cpuset +cpu +io +memory +pids").with_context(|| format!("write {control}"))
+    write(
+        &format!("{CGROUP_ROOT}/cgroup.subtree_control"),
+        "+cpuset +cpu +io +memory +pids",
+    )
 }
 
 /// Sets what an init system or a distribution sets on a container host, as far as a workload can notice.
@@ -81,10 +86,13 @@ pub(crate) fn set_kernel_parameters() -> Result<()> {
         ("fs/protected_regular", "2"),
     ];
     for (name, value) in parameters {
-        let path = format!("/proc/sys/{name}");
-        fs::write(&path, value).with_context(|| format!("write {path}"))?;
+        write(&format!("/proc/sys/{name}"), value)?;
     }
     Ok(())
+}
+
+fn write(path: &str, value: &str) -> Result<()> {
+    fs::write(path, value).with_context(|| format!("write {path}"))
 }
 
 /// Makes one directory, unless it exists.
