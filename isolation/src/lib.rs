@@ -10,13 +10,25 @@
 //! Every program that links this crate calls [`init_if_requested`] first thing in `main`: the child side of
 //! [`create`] is the same executable, started again inside the new namespaces.
 
+mod capabilities;
 pub mod cgroup;
+mod command;
 mod environment;
 mod init;
+mod mounts;
+mod namespaces;
+mod nodes;
 pub mod plan;
 mod process;
+mod root;
+mod rootfs;
+mod seccomp;
+mod sync;
+mod sys;
+mod user;
 
 pub use environment::{Environment, Layer, Rootfs};
 pub use init::init_if_requested;
 pub use plan::Plan;
 pub use process::{Container, Error, Exit, StartError, Stdio, create};
+pub use sync::Remote;

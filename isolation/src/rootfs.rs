@@ -1,0 +1,222 @@
+//! The root file system: EROFS layers below, one writable directory on top, joined by overlayfs; then the move into it.
+//!
+//! All of it happens in the container's own mount namespace. When its last process ends, the kernel unmounts everything,
+//! and the loop devices, which are set to free themselves, go too: after a `kill -9` there is nothing to clean up.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+
+use crate::environment::{Layer, Rootfs};
+use crate::sys;
+
+/// How often a loop device that another process took first is replaced by the next.
+const LOOP_ATTEMPTS: u32 = 64;
+
+/// Why there is no root file system.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("cannot make the mounts of the host private to this namespace")]
+    Propagation(#[source] io::Error),
+    #[error("cannot prepare {}", path.display())]
+    Stage { path: PathBuf, source: io::Error },
+    #[error("cannot open {}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot attach a loop device to {}", path.display())]
+    Loop { path: PathBuf, source: io::Error },
+    #[error("cannot mount the layer {}", path.display())]
+    Layer { path: PathBuf, source: io::Error },
+    #[error("cannot mount an overlay of {layers} layers with the upper directory {}", upper.display())]
+    Overlay {
+        layers: usize,
+        upper: PathBuf,
+        source: io::Error,
+    },
+    #[error("cannot make {} the root directory", path.display())]
+    Pivot { path: PathBuf, source: io::Error },
+}
+
+/// Mounts the layers and the overlay on them, and makes the overlay the working directory.
+pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private).map_err(|error| Error::Propagation(error.into()))?;
+    let staging = &rootfs.staging;
+    let staged = |source: io::Error| Error::Stage {
+        path: staging.clone(),
+        source,
+    };
+    // Opened first: `staging` may hide them once it is mounted on.
+    let upper = open_directory(&rootfs.upper)?;
+    let work = open_directory(&rootfs.work)?;
+    let tmpfs_flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+    rustix::mount::mount("staging", staging, "tmpfs", tmpfs_flags, c"mode=700")
+        .map_err(|error| staged(error.into()))?;
+    for (index, layer) in rootfs.layers.iter().enumerate() {
+        let target = staging.join(index.to_string());
+        fs::create_dir(&target).map_err(staged)?;
+        mount_layer(layer, &target)?;
+    }
+    for name in ["empty", "root"] {
+        fs::create_dir(staging.join(name)).map_err(staged)?;
+    }
+    // Names relative to the working directory, because the options of 127 layers have to fit one page.
+    rustix::process::chdir(staging).map_err(|error| staged(error.into()))?;
+    let options = overlay_options(rootfs.layers.len(), &upper, &work);
+    let options = CString::new(options).map_err(|error| staged(error.into()))?;
+    let overlay = rustix::mount::mount(
+        "overlay",
+        "root",
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    );
+    overlay.map_err(|error| Error::Overlay {
+        layers: rootfs.layers.len(),
+        upper: rootfs.upper.clone(),
+        source: error.into(),
+    })?;
+    rustix::process::chdir("root").map_err(|error| staged(error.into()))
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::Open {
+        path: path.into(),
+        source: error.into(),
+    })
+}
+
+/// The options of overlayfs, highest layer first. The writable directories are named by descriptor: their paths may hold
+/// commas and colons, which would need escapes, and are nothing the container should read in its list of mounts. The
+/// features that are switched off would make the upper directory mean something only together with these very layers.
+fn overlay_options(layers: usize, upper: &OwnedFd, work: &OwnedFd) -> String {
+    let lower = match layers {
+        0 => "empty".into(),
+        _ => (0..layers)
+            .rev()
+            .map(|index| index.to_string())
+            .collect::<Vec<_>>()
+            .join(":"),
+    };
+    let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
+    format!(
+        "lowerdir={lower},upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work},\
+         index=off,metacopy=off,redirect_dir=off"
+    )
+}
+
+fn mount_layer(layer: &Layer, target: &Path) -> Result<(), Error> {
+    let (path, mounted) = match layer {
+        Layer::Device(path) => (path, mount_erofs(path, target)),
+        Layer::File(path) => match mount_erofs(path, target) {
+            // The kernel wants a block device: it is older than 6.12, or built without CONFIG_EROFS_FS_BACKED_BY_FILE.
+            Err(Errno::NOTBLK) => {
+                let (device, _open) = attach_loop(path)?;
+                (path, mount_erofs(&device, target))
+            }
+            other => (path, other),
+        },
+    };
+    mounted.map_err(|error| Error::Layer {
+        path: path.clone(),
+        source: error.into(),
+    })
+}
+
+fn mount_erofs(source: &Path, target: &Path) -> rustix::io::Result<()> {
+    let flags = MountFlags::RDONLY | MountFlags::NOATIME | MountFlags::NODEV | MountFlags::NOSUID;
+    rustix::mount::mount(source, target, "erofs", flags, None)
+}
+
+/// Attaches a loop device; it lasts as long as the returned descriptor or a mount of it.
+fn attach_loop(path: &Path) -> Result<(PathBuf, OwnedFd), Error> {
+    let open = |path: &Path| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty()).map_err(|error| Error::Open {
+            path: path.into(),
+            source: error.into(),
+        })
+    };
+    let failed = |source| Error::Loop {
+        path: path.into(),
+        source,
+    };
+    let file = open(path)?;
+    let control = open(Path::new("/dev/loop-control"))?;
+    for _ in 0..LOOP_ATTEMPTS {
+        let number = sys::loop_unused(&control).map_err(failed)?;
+        let device_path = PathBuf::from(format!("/dev/loop{number}"));
+        let device = open(&device_path)?;
+        match sys::loop_attach(&device, &file) {
+            Ok(()) => return Ok((device_path, device)),
+            // Another process was faster.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Err(failed(io::Error::other(format!(
+        "{LOOP_ATTEMPTS} devices in a row were taken by others"
+    ))))
+}
+
+/// Makes the working directory the root of this mount namespace and lets go of everything outside of it.
+pub(crate) fn pivot(rootfs: &Rootfs) -> Result<(), Error> {
+    let path = rootfs.staging.join("root");
+    let failed = |error: Errno| Error::Pivot {
+        path: path.clone(),
+        source: error.into(),
+    };
+    // The old root comes to lie on top of the new one, so that no directory for it is needed.
+    match rustix::process::pivot_root(".", ".") {
+        Ok(()) => {}
+        // pivot_root(2): the initial RAM file system cannot be moved away.
+        Err(Errno::INVAL) => leave_initial_root(&path).map_err(failed)?,
+        Err(error) => return Err(failed(error)),
+    }
+    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(failed)?;
+    rustix::process::chdir("/").map_err(failed)
+}
+
+/// Pivots where the current root is the initial RAM file system: a bind mount of it, stacked on it, can be moved. The path
+/// `/..` leads to that mount, where `/` would still mean what lies below it. What stays mounted below is out of reach.
+fn leave_initial_root(new_root: &Path) -> rustix::io::Result<()> {
+    rustix::mount::mount_bind_recursive("/", "/")?;
+    rustix::process::chdir("/..")?;
+    rustix::process::chroot(".")?;
+    rustix::process::chdir(new_root)?;
+    rustix::process::pivot_root(".", ".")
+}
+
+/// Whether overlayfs and the kernel can take this path at all.
+pub(crate) fn is_plain(path: &Path) -> bool {
+    path.is_absolute() && !path.as_os_str().as_bytes().contains(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlay_options_fit_a_page() {
+        let directory = open_directory(Path::new("/")).unwrap();
+        let options = overlay_options(127, &directory, &directory);
+        assert!(options.len() < 4096, "{}", options.len());
+        assert!(options.starts_with("lowerdir=126:125:"), "{options}");
+        assert!(overlay_options(0, &directory, &directory).starts_with("lowerdir=empty,"));
+    }
+
+    #[test]
+    fn paths_are_absolute() {
+        let cases = [("/a/b", true), ("a", false), ("", false), ("/a\0b", false)];
+        for (path, expected) in cases {
+            assert_eq!(is_plain(Path::new(path)), expected, "{path:?}");
+        }
+    }
+}
