@@ -13,6 +13,7 @@ use crate::arch::x86_64::kernel::{Kernel, KernelError};
 use crate::arch::x86_64::layout::SERIAL_INTERRUPT;
 use crate::arch::x86_64::mptable::{self, MpTableError};
 use crate::arch::x86_64::registers;
+use crate::attach::{DeviceError, VirtioDevices};
 use crate::bus::{Bus, Overlap};
 use crate::devices::console::Console;
 use crate::devices::doorbell::Doorbell;
@@ -57,6 +58,9 @@ pub enum BuildError {
     /// The doorbell port belongs to another device.
     #[error(transparent)]
     Bus(#[from] Overlap),
+    /// The devices on the memory-mapped bus.
+    #[error(transparent)]
+    Devices(#[from] DeviceError),
 }
 
 /// Builds the machine. Its memory is written, its vCPUs exist; nothing runs yet.
@@ -69,7 +73,7 @@ pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machin
     let stop = Arc::new(StopSignal::new().map_err(BuildError::EventDescriptor)?);
     let console = Console::new(resources.console);
     let (kernel, ramdisk) = load_kernel(vm.memory(), &mut resources.kernel, &mut resources.initrd)?;
-    let command_line = command_line(&resources.cmdline)?;
+    let mut command_line = command_line(&resources.cmdline)?;
 
     let mut ports = Bus::default();
     add_legacy_devices(&mut ports, &vm, &console, &stop)?;
@@ -77,7 +81,12 @@ pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machin
         let doorbell = Arc::new(Mutex::new(Doorbell::new(reporter.clone())));
         ports.add(u64::from(port)..u64::from(port) + 1, doorbell)?;
     }
-    let mmio = Bus::default();
+    let mut devices = VirtioDevices::new(&vm, &mut command_line);
+    for disk in resources.disks {
+        devices.add_disk(disk)?;
+    }
+    devices.add_rng(&stop)?;
+    let (mmio, subscribers) = devices.finish();
 
     boot::write_parameters(vm.memory(), &command_line, ramdisk)?;
     mptable::write(vm.memory(), resources.vcpus)?;
@@ -92,7 +101,7 @@ pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machin
     Ok(Machine {
         vcpus,
         surroundings,
-        subscribers: Vec::new(),
+        subscribers,
         console,
         reporter,
         vm,

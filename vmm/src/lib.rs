@@ -5,6 +5,7 @@
 //! vsock and a console are all it is told about, and [`event::Event`]s are all it tells.
 
 pub mod arch;
+pub mod attach;
 pub mod builder;
 pub mod bus;
 pub mod config;

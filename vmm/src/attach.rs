@@ -1,0 +1,126 @@
+//! Attaches virtio devices to a machine: each gets an address, an interrupt line, and a word on the kernel's command
+//! line, which is how a guest without firmware finds it.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64::cmdline::CommandLine;
+use crate::arch::x86_64::layout::{FIRST_DEVICE_INTERRUPT, LAST_INTERRUPT, MMIO_DEVICE_BYTES, MMIO_START};
+use crate::bus::{Bus, Overlap};
+use crate::devices::virtio::block::{Block, Disk, DiskError};
+use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_REGISTER, SharedDevice};
+use crate::devices::virtio::rng::{Rng, RngSubscriber};
+use crate::event_loop::Subscriber;
+use crate::resources;
+use crate::stop::StopSignal;
+use crate::vm::{Vm, VmError};
+
+/// Why a device was not attached.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// There are as many devices as interrupt lines already.
+    #[error("the machine has at most {most} virtio devices", most = LAST_INTERRUPT - FIRST_DEVICE_INTERRUPT + 1)]
+    TooMany,
+    /// An event descriptor, timer or duplicate could not be made.
+    #[error("cannot make a device's event descriptors")]
+    Descriptor(#[source] io::Error),
+    /// A disk's files.
+    #[error("disk {index}")]
+    Disk {
+        /// Its place among the disks.
+        index: usize,
+        /// What is wrong.
+        #[source]
+        source: DiskError,
+    },
+    /// KVM would not connect it.
+    #[error(transparent)]
+    Connect(#[from] VmError),
+    /// Its address is taken.
+    #[error(transparent)]
+    Bus(#[from] Overlap),
+}
+
+/// The devices of a machine that is being built.
+pub struct VirtioDevices<'a> {
+    vm: &'a Vm,
+    command_line: &'a mut CommandLine,
+    bus: Bus,
+    subscribers: Vec<Subscriber>,
+    attached: u32,
+    disks: usize,
+}
+
+impl<'a> VirtioDevices<'a> {
+    /// No devices yet. Each one that is added is announced on `command_line`.
+    #[must_use]
+    pub fn new(vm: &'a Vm, command_line: &'a mut CommandLine) -> Self {
+        Self {
+            vm,
+            command_line,
+            bus: Bus::default(),
+            subscribers: Vec::new(),
+            attached: 0,
+            disks: 0,
+        }
+    }
+
+    /// Adds a disk; the first one is `vda`.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn add_disk(&mut self, disk: resources::Disk) -> Result<(), DeviceError> {
+        let index = self.disks;
+        self.disks += 1;
+        let disk = Disk::new(disk).map_err(|source| DeviceError::Disk { index, source })?;
+        let block = Block::new(disk).map_err(DeviceError::Descriptor)?;
+        self.attach(Arc::new(Mutex::new(block)))
+    }
+
+    /// Adds an entropy device.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn add_rng(&mut self, stop: &Arc<StopSignal>) -> Result<(), DeviceError> {
+        let device = Arc::new(Mutex::new(Rng::new().map_err(DeviceError::Descriptor)?));
+        self.subscribers.push(Arc::new(Mutex::new(RngSubscriber::new(
+            device.clone(),
+            stop.clone(),
+        ))));
+        self.attach(device)
+    }
+
+    /// The bus with all devices, and those that the event loop has to serve.
+    #[must_use]
+    pub fn finish(self) -> (Bus, Vec<Subscriber>) {
+        (self.bus, self.subscribers)
+    }
+
+    fn attach(&mut self, device: SharedDevice) -> Result<(), DeviceError> {
+        let line = FIRST_DEVICE_INTERRUPT + self.attached;
+        if line > LAST_INTERRUPT {
+            return Err(DeviceError::TooMany);
+        }
+        let address = MMIO_START + u64::from(self.attached) * MMIO_DEVICE_BYTES;
+        self.attached += 1;
+
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::Descriptor)?;
+        self.vm.connect_interrupt(&event, line)?;
+        for (queue, notification) in (0_u32..).zip(crate::bus::lock(&device).notifications()) {
+            self.vm
+                .connect_doorbell(notification, address + NOTIFY_REGISTER, queue)?;
+        }
+        let interrupt = Arc::new(Interrupt::new(event));
+        let transport = MmioTransport::new(device, self.vm.memory().clone(), interrupt);
+        self.bus.add(
+            address..address + MMIO_DEVICE_BYTES,
+            Arc::new(Mutex::new(transport)),
+        )?;
+        self.command_line
+            .add(&format!("virtio_mmio.device=4K@{address:#x}:{line}"));
+        Ok(())
+    }
+}

@@ -1,0 +1,8 @@
+//! The block device (section 5.2): a disk made of parts of host files.
+
+mod device;
+mod disk;
+mod queue;
+
+pub use device::Block;
+pub use disk::{Disk, DiskError};

@@ -1,0 +1,90 @@
+//! How a device tells its driver something: the interrupt status register and the line behind it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Section 4.2.2: a queue has used buffers.
+pub const USED_BUFFER: u32 = 1;
+/// Section 4.2.2: configuration or status has changed.
+pub const CONFIGURATION_CHANGE: u32 = 2;
+
+/// Shared by a device and its transport; neither waits for the other.
+#[derive(Debug)]
+pub struct Interrupt {
+    status: AtomicU32,
+    needs_reset: AtomicBool,
+    line: EventFd,
+}
+
+impl Interrupt {
+    /// An idle interrupt whose line is raised by writing `line`.
+    #[must_use]
+    pub fn new(line: EventFd) -> Self {
+        Self {
+            status: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            line,
+        }
+    }
+
+    /// Tells the driver that a queue has used buffers.
+    pub fn signal_used(&self) {
+        self.raise(USED_BUFFER);
+    }
+
+    /// Tells the driver that the device has failed and does nothing until it is reset (section 2.1.2).
+    pub fn signal_needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.raise(CONFIGURATION_CHANGE);
+    }
+
+    fn raise(&self, cause: u32) {
+        self.status.fetch_or(cause, Ordering::SeqCst);
+        // An eventfd refuses a write only when its counter is full, and then the interrupt is pending.
+        let _ = self.line.write(1);
+    }
+
+    /// The interrupt status register.
+    #[must_use]
+    pub fn status(&self) -> u32 {
+        self.status.load(Ordering::SeqCst)
+    }
+
+    /// The driver has handled `causes`.
+    pub fn acknowledge(&self, causes: u32) {
+        self.status.fetch_and(!causes, Ordering::SeqCst);
+    }
+
+    /// Whether the device has failed since it was reset.
+    #[must_use]
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// The driver has reset the device.
+    pub fn clear(&self) {
+        self.status.store(0, Ordering::SeqCst);
+        self.needs_reset.store(false, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_gather_until_acknowledged() {
+        let line = EventFd::new(0).unwrap();
+        let interrupt = Interrupt::new(line.try_clone().unwrap());
+        interrupt.signal_used();
+        interrupt.signal_needs_reset();
+        assert_eq!(interrupt.status(), USED_BUFFER | CONFIGURATION_CHANGE);
+        assert_eq!(line.read().unwrap(), 2);
+        interrupt.acknowledge(USED_BUFFER);
+        assert_eq!(interrupt.status(), CONFIGURATION_CHANGE);
+        assert!(interrupt.needs_reset());
+        interrupt.clear();
+        assert_eq!((interrupt.status(), interrupt.needs_reset()), (0, false));
+    }
+}

@@ -1,0 +1,595 @@
+//! The memory-mapped transport (section 4.2), version 2: what a driver reads and writes to find a device, agree on its
+//! features, set up its queues and start it.
+//!
+//! A driver that does things out of order is ignored, as the specification leaves it to the device; one that hands over
+//! queues that make no sense finds the device in need of a reset.
+
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL,
+    VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL,
+    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
+    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
+    VIRTIO_MMIO_VERSION,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::interrupt::Interrupt;
+use super::ring::{Ring, RingError, RingState};
+use super::{Activation, VirtioDevice};
+use crate::bus::{BusDevice, lock};
+use crate::memory::GuestMemory;
+
+/// Register that a driver writes to notify a queue, for KVM's ioeventfd.
+pub const NOTIFY_REGISTER: u64 = VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// "virt".
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+/// "RVM" and a zero; drivers do not look at it.
+const VENDOR: u32 = 0x004d_5652;
+/// `VIRTIO_MMIO_CONFIG`: the device's configuration space begins here.
+const CONFIGURATION: u64 = 0x100;
+
+const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+const EVENT_INDEX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// A device that the rest of the machine shares with its transport.
+pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
+
+/// What a guest can see of a transport.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransportState {
+    status: u32,
+    device_features_select: u32,
+    driver_features_select: u32,
+    driver_features: u64,
+    queue_select: u32,
+    /// As the driver has set them up. How far they were used is the device's to know once it runs.
+    queues: Vec<RingState>,
+}
+
+/// The registers of one device.
+pub struct MmioTransport {
+    device: SharedDevice,
+    memory: GuestMemory,
+    interrupt: Arc<Interrupt>,
+    device_number: u32,
+    device_features: u64,
+    queue_sizes: Vec<u16>,
+    state: TransportState,
+}
+
+impl MmioTransport {
+    /// A transport for `device` after reset.
+    #[must_use]
+    pub fn new(device: SharedDevice, memory: GuestMemory, interrupt: Arc<Interrupt>) -> Self {
+        let (device_number, device_features, queue_sizes) = {
+            let device = lock(&device);
+            let features = device.features() | VERSION_1 | EVENT_INDEX | INDIRECT;
+            (device.number(), features, device.queue_sizes().to_vec())
+        };
+        let state = TransportState {
+            queues: fresh_queues(&queue_sizes),
+            ..Default::default()
+        };
+        Self {
+            device,
+            memory,
+            interrupt,
+            device_number,
+            device_features,
+            queue_sizes,
+            state,
+        }
+    }
+
+    /// What the guest can see.
+    #[must_use]
+    pub fn state(&self) -> &TransportState {
+        &self.state
+    }
+
+    fn read_register(&self, register: u32) -> u32 {
+        let state = &self.state;
+        match register {
+            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
+            VIRTIO_MMIO_VERSION => VERSION,
+            VIRTIO_MMIO_DEVICE_ID => self.device_number,
+            VIRTIO_MMIO_VENDOR_ID => VENDOR,
+            VIRTIO_MMIO_DEVICE_FEATURES => match state.device_features_select {
+                0 => low(self.device_features),
+                1 => high(self.device_features),
+                _ => 0,
+            },
+            VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected_size().map_or(0, u32::from),
+            VIRTIO_MMIO_QUEUE_READY => self.selected_queue().map_or(0, |queue| u32::from(queue.ready)),
+            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
+            VIRTIO_MMIO_STATUS => self.status(),
+            // No device here changes its configuration while it runs.
+            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            // There is no shared memory region: length and base are all ones (section 4.2.2).
+            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            _ => 0,
+        }
+    }
+
+    fn write_register(&mut self, register: u32, value: u32) {
+        match register {
+            VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.state.device_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.state.driver_features_select = value,
+            VIRTIO_MMIO_DRIVER_FEATURES => self.set_driver_features(value),
+            VIRTIO_MMIO_QUEUE_SEL => self.state.queue_select = value,
+            VIRTIO_MMIO_QUEUE_READY => self.set_queue_ready(value),
+            VIRTIO_MMIO_QUEUE_NOTIFY => self.notify(value),
+            VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
+            VIRTIO_MMIO_STATUS => self.set_status(value),
+            _ => self.set_queue_field(register, value),
+        }
+    }
+
+    fn status(&self) -> u32 {
+        let failed = if self.interrupt.needs_reset() {
+            VIRTIO_CONFIG_S_NEEDS_RESET
+        } else {
+            0
+        };
+        self.state.status | failed
+    }
+
+    fn has(&self, status: u32) -> bool {
+        self.state.status & status != 0
+    }
+
+    /// Section 3.1.1: features are chosen once, before `FEATURES_OK`.
+    fn set_driver_features(&mut self, value: u32) {
+        if !self.has(VIRTIO_CONFIG_S_DRIVER) || self.has(VIRTIO_CONFIG_S_FEATURES_OK) {
+            return;
+        }
+        let features = &mut self.state.driver_features;
+        match self.state.driver_features_select {
+            0 => *features = (*features & !u64::from(u32::MAX)) | u64::from(value),
+            1 => *features = (*features & u64::from(u32::MAX)) | (u64::from(value) << 32),
+            _ => {}
+        }
+    }
+
+    /// Section 2.1: the driver sets one bit after the other and clears them only by writing zero.
+    fn set_status(&mut self, value: u32) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        if value & VIRTIO_CONFIG_S_FAILED != 0 {
+            self.state.status |= VIRTIO_CONFIG_S_FAILED;
+            return;
+        }
+        let steps = [
+            (0, VIRTIO_CONFIG_S_ACKNOWLEDGE),
+            (VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER),
+            (VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_FEATURES_OK),
+            (VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_DRIVER_OK),
+        ];
+        for (before, step) in steps {
+            let in_order = before == 0 || self.has(before);
+            if value & step == 0 || self.has(step) || !in_order {
+                continue;
+            }
+            if step == VIRTIO_CONFIG_S_FEATURES_OK && !self.features_agree() {
+                return;
+            }
+            self.state.status |= step;
+            if step == VIRTIO_CONFIG_S_DRIVER_OK {
+                self.activate();
+            }
+        }
+    }
+
+    fn features_agree(&self) -> bool {
+        let chosen = self.state.driver_features;
+        chosen & !self.device_features == 0 && chosen & VERSION_1 != 0
+    }
+
+    fn activate(&mut self) {
+        let started = self.rings().is_ok_and(|rings| {
+            let activation = Activation {
+                features: self.state.driver_features,
+                memory: self.memory.clone(),
+                rings,
+                interrupt: self.interrupt.clone(),
+            };
+            lock(&self.device).activate(activation).is_ok()
+        });
+        if !started {
+            self.interrupt.signal_needs_reset();
+        }
+    }
+
+    fn rings(&self) -> Result<Vec<Ring>, RingError> {
+        let event_index = self.state.driver_features & EVENT_INDEX != 0;
+        let queues = self.state.queues.iter().zip(&self.queue_sizes);
+        queues
+            .map(|(state, maximum)| Ring::new(*state, *maximum, event_index, &self.memory))
+            .collect()
+    }
+
+    fn reset(&mut self) {
+        lock(&self.device).reset();
+        self.interrupt.clear();
+        self.state = TransportState {
+            queues: fresh_queues(&self.queue_sizes),
+            ..Default::default()
+        };
+    }
+
+    /// KVM takes the notifications of existing queues before they get here; this is for a guest under test.
+    fn notify(&mut self, queue: u32) {
+        let device = lock(&self.device);
+        if let Some(event) = usize::try_from(queue)
+            .ok()
+            .and_then(|queue| device.notifications().get(queue))
+        {
+            // Fails only if the counter is full, and then the device is being woken.
+            let _ = event.write(1);
+        }
+    }
+
+    fn selected_size(&self) -> Option<u16> {
+        self.queue_sizes
+            .get(usize::try_from(self.state.queue_select).ok()?)
+            .copied()
+    }
+
+    fn selected_queue(&self) -> Option<&RingState> {
+        self.state
+            .queues
+            .get(usize::try_from(self.state.queue_select).ok()?)
+    }
+
+    fn set_queue_ready(&mut self, value: u32) {
+        let running = self.has(VIRTIO_CONFIG_S_DRIVER_OK);
+        if running && value == 0 {
+            // Section 4.2.2 lets a driver stop a single queue. Stopping all of them keeps the promise that the queue is
+            // not touched; a reset has to follow in any case.
+            lock(&self.device).reset();
+            self.interrupt.signal_needs_reset();
+        }
+        if let Some(queue) = self.configurable_queue(running && value == 0) {
+            queue.ready = value == 1;
+        }
+    }
+
+    /// Section 4.2.3.2: a queue is set up after the features and before `DRIVER_OK`.
+    fn configurable_queue(&mut self, stopping: bool) -> Option<&mut RingState> {
+        let may = self.has(VIRTIO_CONFIG_S_FEATURES_OK) && !self.has(VIRTIO_CONFIG_S_DRIVER_OK);
+        if !may && !stopping {
+            return None;
+        }
+        self.state
+            .queues
+            .get_mut(usize::try_from(self.state.queue_select).ok()?)
+    }
+
+    fn set_queue_field(&mut self, register: u32, value: u32) {
+        let Some(queue) = self.configurable_queue(false).filter(|queue| !queue.ready) else {
+            return;
+        };
+        match register {
+            // A size that does not fit becomes zero, which is refused when the device starts.
+            VIRTIO_MMIO_QUEUE_NUM => queue.size = u16::try_from(value).unwrap_or(0),
+            VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut queue.descriptors, value),
+            VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut queue.descriptors, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut queue.available, value),
+            VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut queue.available, value),
+            VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut queue.used, value),
+            VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut queue.used, value),
+            _ => {}
+        }
+    }
+}
+
+impl BusDevice for MmioTransport {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let Some(offset) = offset.checked_sub(CONFIGURATION) {
+            lock(&self.device).read_config(offset, data);
+            return;
+        }
+        // Section 4.2.2.2: registers are read and written as aligned 32-bit words.
+        if let (Ok(register), 4, true) = (u32::try_from(offset), data.len(), offset.is_multiple_of(4)) {
+            data.copy_from_slice(&self.read_register(register).to_le_bytes());
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        // No device here has a configuration that the driver may write.
+        if let (Ok(register), Ok(value)) = (u32::try_from(offset), data.try_into())
+            && offset.is_multiple_of(4)
+            && offset < CONFIGURATION
+        {
+            self.write_register(register, u32::from_le_bytes(value));
+        }
+    }
+}
+
+fn fresh_queues(sizes: &[u16]) -> Vec<RingState> {
+    sizes
+        .iter()
+        .map(|size| RingState {
+            size: *size,
+            ..Default::default()
+        })
+        .collect()
+}
+
+fn low(value: u64) -> u32 {
+    u32::try_from(value & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+fn high(value: u64) -> u32 {
+    low(value >> 32)
+}
+
+fn set_low(field: &mut u64, value: u32) {
+    *field = (*field & !u64::from(u32::MAX)) | u64::from(value);
+}
+
+fn set_high(field: &mut u64, value: u32) {
+    *field = (*field & u64::from(u32::MAX)) | (u64::from(value) << 32);
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::devices::virtio::test_driver::Driver;
+    use crate::devices::virtio::{ActivateError, read_config_from};
+
+    const FEATURE: u64 = 1 << 5;
+
+    struct Device {
+        notifications: Vec<EventFd>,
+        active: Option<(u64, usize)>,
+        resets: u32,
+    }
+
+    impl VirtioDevice for Device {
+        fn number(&self) -> u32 {
+            42
+        }
+        fn features(&self) -> u64 {
+            FEATURE
+        }
+        fn queue_sizes(&self) -> &[u16] {
+            &[8, 8]
+        }
+        fn notifications(&self) -> &[EventFd] {
+            &self.notifications
+        }
+        fn read_config(&self, offset: u64, data: &mut [u8]) {
+            read_config_from(b"configuration", offset, data);
+        }
+        fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+            self.active = Some((activation.features, activation.rings.len()));
+            Ok(())
+        }
+        fn reset(&mut self) {
+            self.active = None;
+            self.resets += 1;
+        }
+    }
+
+    struct Machine {
+        device: Arc<Mutex<Device>>,
+        transport: MmioTransport,
+        drivers: [Driver; 2],
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            let notifications = (0..2)
+                .map(|_| EventFd::new(libc::EFD_NONBLOCK).unwrap())
+                .collect();
+            let device = Arc::new(Mutex::new(Device {
+                notifications,
+                active: None,
+                resets: 0,
+            }));
+            let memory = crate::memory::allocate(4).unwrap();
+            let interrupt = Arc::new(Interrupt::new(EventFd::new(0).unwrap()));
+            let transport = MmioTransport::new(device.clone(), memory.clone(), interrupt);
+            let drivers = [0, 1].map(|index| Driver::in_memory(memory.clone(), 8, index));
+            Self {
+                device,
+                transport,
+                drivers,
+            }
+        }
+
+        fn read(&mut self, register: u32) -> u32 {
+            let mut data = [0xff; 4];
+            self.transport.read(u64::from(register), &mut data);
+            u32::from_le_bytes(data)
+        }
+
+        fn write(&mut self, register: u32, value: u32) {
+            self.transport.write(u64::from(register), &value.to_le_bytes());
+        }
+
+        fn write_features(&mut self, features: u64) {
+            for (select, value) in [(0, low(features)), (1, high(features))] {
+                self.write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, select);
+                self.write(VIRTIO_MMIO_DRIVER_FEATURES, value);
+            }
+        }
+
+        fn write_queue(&mut self, index: u32, state: RingState) {
+            self.write(VIRTIO_MMIO_QUEUE_SEL, index);
+            self.write(VIRTIO_MMIO_QUEUE_NUM, u32::from(state.size));
+            for (register, value) in [
+                (VIRTIO_MMIO_QUEUE_DESC_LOW, state.descriptors),
+                (VIRTIO_MMIO_QUEUE_AVAIL_LOW, state.available),
+                (VIRTIO_MMIO_QUEUE_USED_LOW, state.used),
+            ] {
+                self.write(register, low(value));
+                self.write(register + 4, high(value));
+            }
+            self.write(VIRTIO_MMIO_QUEUE_READY, 1);
+        }
+
+        fn negotiate(&mut self, features: u64) {
+            for status in [0, 1, 3] {
+                self.write(VIRTIO_MMIO_STATUS, status);
+            }
+            self.write_features(features);
+            self.write(VIRTIO_MMIO_STATUS, 11);
+        }
+
+        fn start(&mut self) {
+            self.negotiate(FEATURE | VERSION_1);
+            for (index, state) in (0..).zip([self.drivers[0].state(), self.drivers[1].state()]) {
+                self.write_queue(index, state);
+            }
+            self.write(VIRTIO_MMIO_STATUS, 15);
+        }
+
+        fn active(&self) -> Option<(u64, usize)> {
+            lock(&self.device).active
+        }
+    }
+
+    #[test]
+    fn a_driver_finds_and_starts_the_device() {
+        let mut machine = Machine::new();
+        assert_eq!(machine.read(VIRTIO_MMIO_MAGIC_VALUE).to_le_bytes(), *b"virt");
+        assert_eq!(
+            (
+                machine.read(VIRTIO_MMIO_VERSION),
+                machine.read(VIRTIO_MMIO_DEVICE_ID)
+            ),
+            (2, 42)
+        );
+        machine.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
+        assert_eq!(machine.read(VIRTIO_MMIO_DEVICE_FEATURES), 1);
+        machine.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 2);
+        assert_eq!(machine.read(VIRTIO_MMIO_DEVICE_FEATURES), 0);
+        machine.start();
+        assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 15);
+        assert_eq!(machine.active(), Some((FEATURE | VERSION_1, 2)));
+        assert_eq!(machine.read(VIRTIO_MMIO_QUEUE_READY), 1);
+        assert_eq!(machine.read(VIRTIO_MMIO_SHM_LEN_LOW), u32::MAX);
+        machine.write(VIRTIO_MMIO_QUEUE_NOTIFY, 1);
+        machine.write(VIRTIO_MMIO_QUEUE_NOTIFY, 7);
+        assert_eq!(lock(&machine.device).notifications[1].read().unwrap(), 1);
+    }
+
+    #[test]
+    fn features_must_be_offered_and_modern() {
+        for features in [FEATURE, VERSION_1 | (1 << 6), 0] {
+            let mut machine = Machine::new();
+            machine.negotiate(features);
+            assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 3, "{features:#x}");
+            machine.write(VIRTIO_MMIO_STATUS, 15);
+            assert_eq!(machine.active(), None);
+        }
+        let mut machine = Machine::new();
+        machine.negotiate(VERSION_1);
+        machine.write_features(VERSION_1 | FEATURE);
+        assert_eq!(machine.transport.state().driver_features, VERSION_1, "too late");
+    }
+
+    #[test]
+    fn steps_out_of_order_are_ignored() {
+        let mut machine = Machine::new();
+        machine.write(VIRTIO_MMIO_STATUS, 4);
+        machine.write(VIRTIO_MMIO_STATUS, 2);
+        assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 0);
+        machine.write_queue(0, machine.drivers[0].state());
+        assert_eq!(machine.read(VIRTIO_MMIO_QUEUE_READY), 0);
+        machine.write(VIRTIO_MMIO_STATUS, 1);
+        machine.write(VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_FAILED);
+        assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 1 | VIRTIO_CONFIG_S_FAILED);
+        // A running device's queues cannot be moved.
+        machine.start();
+        let before = machine.transport.state().clone();
+        machine.write(VIRTIO_MMIO_QUEUE_DESC_LOW, 0x9000);
+        machine.write(VIRTIO_MMIO_QUEUE_NUM, 4);
+        assert_eq!(*machine.transport.state(), before);
+    }
+
+    #[test]
+    fn invalid_queues_leave_the_device_in_need_of_a_reset() {
+        let mut machine = Machine::new();
+        machine.negotiate(VERSION_1);
+        machine.write_queue(0, machine.drivers[0].state());
+        machine.write(VIRTIO_MMIO_STATUS, 15);
+        assert_eq!(machine.active(), None, "the second queue was never set up");
+        assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 15 | VIRTIO_CONFIG_S_NEEDS_RESET);
+        assert_eq!(machine.read(VIRTIO_MMIO_INTERRUPT_STATUS), 2);
+        machine.start();
+        assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 15);
+        assert!(machine.active().is_some());
+    }
+
+    #[test]
+    fn reset_stops_the_device_and_forgets_the_driver() {
+        let mut machine = Machine::new();
+        machine.start();
+        machine.transport.interrupt.signal_used();
+        assert_eq!(machine.read(VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+        machine.write(VIRTIO_MMIO_INTERRUPT_ACK, 1);
+        assert_eq!(machine.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
+        machine.write(VIRTIO_MMIO_STATUS, 0);
+        assert_eq!((machine.active(), machine.read(VIRTIO_MMIO_STATUS)), (None, 0));
+        let expected = TransportState {
+            queues: fresh_queues(&[8, 8]),
+            ..Default::default()
+        };
+        assert_eq!(*machine.transport.state(), expected);
+        machine.start();
+        machine.write(VIRTIO_MMIO_QUEUE_READY, 0);
+        assert_eq!(
+            (machine.active(), machine.read(VIRTIO_MMIO_QUEUE_READY)),
+            (None, 0)
+        );
+        assert_ne!(machine.read(VIRTIO_MMIO_STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET, 0);
+    }
+
+    #[test]
+    fn odd_accesses_do_nothing() {
+        let mut machine = Machine::new();
+        let mut data = [0xff; 8];
+        machine.transport.read(0, &mut data);
+        machine.transport.read(1, &mut data[..4]);
+        assert_eq!(data, [0xff; 8]);
+        machine.transport.write(0x70, &[1]);
+        machine.transport.write(0x70, &[]);
+        machine.transport.write(0x100, &[1, 0, 0, 0]);
+        machine.transport.write(u64::MAX, &[1, 0, 0, 0]);
+        assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 0);
+        machine.transport.read(0x109, &mut data);
+        assert_eq!(&data, b"tion\xff\xff\xff\xff");
+        machine.transport.read(u64::MAX, &mut data[..1]);
+    }
+
+    #[test]
+    fn state_survives_being_written_down() {
+        let mut machine = Machine::new();
+        machine.start();
+        let json = serde_json::to_string(machine.transport.state()).unwrap();
+        assert_eq!(
+            &serde_json::from_str::<TransportState>(&json).unwrap(),
+            machine.transport.state()
+        );
+    }
+}

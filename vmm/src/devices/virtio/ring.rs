@@ -1,0 +1,213 @@
+//! A split virtqueue from the device's side (section 2.7).
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use super::chain::{Chain, ChainError};
+use crate::memory::GuestMemory;
+
+/// Where a queue lies and how far it was used: what a guest can see of it, and all that is needed to go on with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingState {
+    /// Number of descriptors.
+    pub size: u16,
+    /// The driver has enabled it.
+    pub ready: bool,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring.
+    pub available: u64,
+    /// Guest address of the used ring.
+    pub used: u64,
+    /// Next entry of the available ring to be taken.
+    pub next_available: u16,
+    /// Next entry of the used ring to be filled.
+    pub next_used: u16,
+}
+
+/// Why a queue is not used any more. The driver is broken or hostile; the device needs a reset.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// Its addresses are misaligned or outside of memory, or its size is not a power of two within the maximum.
+    #[error("the queue is not valid")]
+    Invalid,
+    /// The ring indices make no sense, or memory under the ring is gone.
+    #[error("the rings are corrupt: {0}")]
+    Corrupt(virtio_queue::Error),
+    /// A chain.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// A buffer is too small for what has to go into it, or a request lacks a part that it must have.
+    #[error("a request is malformed")]
+    Malformed,
+}
+
+/// A queue in use.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+}
+
+impl Ring {
+    /// Takes a queue into use.
+    ///
+    /// # Errors
+    /// [`RingError::Invalid`].
+    pub fn new(
+        state: RingState,
+        maximum: u16,
+        event_index: bool,
+        memory: &GuestMemory,
+    ) -> Result<Self, RingError> {
+        let state = virtio_queue::QueueState {
+            max_size: maximum,
+            next_avail: state.next_available,
+            next_used: state.next_used,
+            event_idx_enabled: event_index,
+            size: state.size,
+            ready: state.ready,
+            desc_table: state.descriptors,
+            avail_ring: state.available,
+            used_ring: state.used,
+        };
+        let queue = Queue::try_from(state).map_err(|_| RingError::Invalid)?;
+        if queue.is_valid(memory) {
+            Ok(Self { queue })
+        } else {
+            Err(RingError::Invalid)
+        }
+    }
+
+    /// The queue's state.
+    #[must_use]
+    pub fn state(&self) -> RingState {
+        let state = self.queue.state();
+        RingState {
+            size: state.size,
+            ready: state.ready,
+            descriptors: state.desc_table,
+            available: state.avail_ring,
+            used: state.used_ring,
+            next_available: state.next_avail,
+            next_used: state.next_used,
+        }
+    }
+
+    /// Takes the next chain that the driver has made available.
+    ///
+    /// # Errors
+    /// [`RingError`]; the queue must not be used any more then.
+    pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, RingError> {
+        let size = self.queue.size();
+        match self.queue.iter(memory).map_err(RingError::Corrupt)?.next() {
+            Some(descriptors) => Ok(Some(Chain::check(descriptors, memory, size)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Puts back the chain that was taken last.
+    pub fn undo_pop(&mut self) {
+        self.queue.go_to_previous_position();
+    }
+
+    /// Gives a chain back to the driver, with `written` bytes in its writable part.
+    ///
+    /// # Errors
+    /// [`RingError::Corrupt`].
+    pub fn complete(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), RingError> {
+        self.queue
+            .add_used(memory, head, written)
+            .map_err(RingError::Corrupt)
+    }
+
+    /// Whether the driver wants an interrupt for what was given back since the last call.
+    ///
+    /// # Errors
+    /// [`RingError::Corrupt`].
+    pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
+        self.queue.needs_notification(memory).map_err(RingError::Corrupt)
+    }
+
+    /// Asks the driver not to notify; while the device is looking at the queue anyway.
+    ///
+    /// # Errors
+    /// [`RingError::Corrupt`].
+    pub fn disable_notifications(&mut self, memory: &GuestMemory) -> Result<(), RingError> {
+        self.queue
+            .disable_notification(memory)
+            .map_err(RingError::Corrupt)
+    }
+
+    /// Asks the driver to notify. If it returns true, there is more to take already, and no notification will come for
+    /// it.
+    ///
+    /// # Errors
+    /// [`RingError::Corrupt`].
+    pub fn enable_notifications(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
+        self.queue.enable_notification(memory).map_err(RingError::Corrupt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::virtio::test_driver::Driver;
+
+    #[test]
+    fn only_valid_queues_are_taken_into_use() {
+        let driver = Driver::new(8);
+        let check = |change: fn(&mut RingState), valid: bool| {
+            let mut state = driver.state();
+            change(&mut state);
+            assert_eq!(
+                Ring::new(state, 8, true, &driver.memory).is_ok(),
+                valid,
+                "{state:?}"
+            );
+        };
+        check(|_| (), true);
+        check(|state| state.size = 4, true);
+        check(|state| state.size = 0, false);
+        check(|state| state.size = 16, false);
+        check(|state| state.size = 3, false);
+        check(|state| state.ready = false, false);
+        check(|state| state.descriptors += 8, false);
+        check(|state| state.available += 1, false);
+        check(|state| state.used += 2, false);
+        check(|state| state.used = 0x4000_0000, false);
+        check(|state| state.descriptors = u64::MAX - 15, false);
+    }
+
+    #[test]
+    fn an_index_that_jumps_is_corrupt() {
+        let driver = Driver::new(8);
+        driver.set_available_index(9);
+        assert!(matches!(
+            driver.ring().pop(&driver.memory),
+            Err(RingError::Corrupt(_))
+        ));
+        driver.set_available_index(8);
+        driver.write_descriptor(0, (0x10000, 1, 0, 0));
+        assert!(driver.ring().pop(&driver.memory).is_ok());
+    }
+
+    #[test]
+    fn a_queue_goes_on_from_its_state() {
+        let driver = Driver::new(8);
+        driver.write_descriptor(0, (0x10000, 1, 0, 0));
+        driver.write_descriptor(1, (0x10000, 2, 0, 0));
+        driver.offer(0);
+        driver.offer(1);
+        let mut ring = driver.ring();
+        let head = ring.pop(&driver.memory).unwrap().unwrap().head;
+        ring.complete(&driver.memory, head, 7).unwrap();
+        let state: RingState = serde_json::from_str(&serde_json::to_string(&ring.state()).unwrap()).unwrap();
+        let mut ring = Ring::new(state, 8, true, &driver.memory).unwrap();
+        let chain = ring.pop(&driver.memory).unwrap().unwrap();
+        assert_eq!((chain.head, chain.readable.len()), (1, 2));
+        ring.undo_pop();
+        assert_eq!(ring.pop(&driver.memory).unwrap().unwrap().head, 1);
+        ring.complete(&driver.memory, 1, 9).unwrap();
+        assert_eq!(driver.used(), [(0, 7), (1, 9)]);
+    }
+}

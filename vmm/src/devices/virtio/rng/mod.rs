@@ -1,0 +1,6 @@
+//! The entropy device (section 5.4): random bytes from the host's kernel.
+
+mod device;
+mod queue;
+
+pub use device::{Rng, RngSubscriber};

@@ -1,0 +1,144 @@
+//! The other side of a queue, for tests: a driver that writes descriptors, well-formed or not, into guest memory.
+
+use std::cell::Cell;
+
+use super::ring::{Ring, RingState};
+use crate::memory::{Bytes, GuestAddress, GuestMemory};
+
+/// The buffer continues in another descriptor.
+pub(crate) const NEXT: u16 = 1;
+/// The device writes the buffer.
+pub(crate) const WRITE: u16 = 2;
+/// The buffer is a table of descriptors.
+pub(crate) const INDIRECT: u16 = 4;
+
+const DESCRIPTORS: u64 = 0x1000;
+const AVAILABLE: u64 = 0x3000;
+const USED: u64 = 0x4000;
+const QUEUE_BYTES: u64 = 0x4000;
+/// Buffers are taken from here on; memory ends at 4 MiB.
+const BUFFERS: u64 = 0x8_0000;
+
+/// Address, length, flags, next.
+pub(crate) type Descriptor = (u64, u32, u16, u16);
+
+/// One queue in 4 MiB of guest memory.
+pub(crate) struct Driver {
+    pub(crate) memory: GuestMemory,
+    base: u64,
+    size: u16,
+    next_descriptor: Cell<u16>,
+    next_buffer: Cell<u64>,
+}
+
+impl Driver {
+    pub(crate) fn new(size: u16) -> Self {
+        Self::in_memory(crate::memory::allocate(4).unwrap(), size, 0)
+    }
+
+    /// Queue number `index` of several in the same memory.
+    pub(crate) fn in_memory(memory: GuestMemory, size: u16, index: u64) -> Self {
+        assert!(size <= 256 && index < 4);
+        let next_buffer = Cell::new(BUFFERS + index * 0xc_0000);
+        Self {
+            memory,
+            base: index * QUEUE_BYTES,
+            size,
+            next_descriptor: Cell::new(0),
+            next_buffer,
+        }
+    }
+
+    pub(crate) fn state(&self) -> RingState {
+        RingState {
+            size: self.size,
+            ready: true,
+            descriptors: self.base + DESCRIPTORS,
+            available: self.base + AVAILABLE,
+            used: self.base + USED,
+            ..Default::default()
+        }
+    }
+
+    pub(crate) fn ring(&self) -> Ring {
+        Ring::new(self.state(), self.size, false, &self.memory).unwrap()
+    }
+
+    pub(crate) fn write(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).unwrap();
+    }
+
+    pub(crate) fn read(&self, address: u64, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        bytes
+    }
+
+    pub(crate) fn write_descriptor(&self, index: u16, descriptor: Descriptor) {
+        self.write_entry(self.base + DESCRIPTORS, index, descriptor);
+    }
+
+    pub(crate) fn write_entry(&self, table: u64, index: u16, (address, length, flags, next): Descriptor) {
+        let mut entry = address.to_le_bytes().to_vec();
+        entry.extend(length.to_le_bytes());
+        entry.extend(flags.to_le_bytes());
+        entry.extend(next.to_le_bytes());
+        self.write(table + 16 * u64::from(index), &entry);
+    }
+
+    pub(crate) fn set_available_index(&self, index: u16) {
+        self.memory
+            .write_obj(index, GuestAddress(self.base + AVAILABLE + 2))
+            .unwrap();
+    }
+
+    /// Makes the chain at `head` available.
+    pub(crate) fn offer(&self, head: u16) {
+        let index: u16 = self
+            .memory
+            .read_obj(GuestAddress(self.base + AVAILABLE + 2))
+            .unwrap();
+        let entry = self.base + AVAILABLE + 4 + 2 * u64::from(index % self.size);
+        self.memory.write_obj(head, GuestAddress(entry)).unwrap();
+        self.set_available_index(index.wrapping_add(1));
+    }
+
+    /// Makes a chain available that gives the device `readable` and takes as many bytes as the sum of `writable`; returns
+    /// the address of the first writable buffer.
+    pub(crate) fn request(&self, readable: &[&[u8]], writable: &[u32]) -> u64 {
+        let head = self.next_descriptor.get();
+        let count = u16::try_from(readable.len() + writable.len()).unwrap();
+        let mut first_writable = 0;
+        let lengths = readable
+            .iter()
+            .map(|bytes| (u32::try_from(bytes.len()).unwrap(), 0));
+        let lengths = lengths.chain(writable.iter().map(|length| (*length, WRITE)));
+        for (position, (length, kind)) in (0..count).zip(lengths) {
+            let address = self.next_buffer.get();
+            self.next_buffer
+                .set(address + u64::from(length).next_multiple_of(16));
+            if let Some(bytes) = readable.get(usize::from(position)) {
+                self.write(address, bytes);
+            } else if first_writable == 0 {
+                first_writable = address;
+            }
+            let flags = if position + 1 < count { kind | NEXT } else { kind };
+            let index = (head + position) % self.size;
+            self.write_descriptor(index, (address, length, flags, (index + 1) % self.size));
+        }
+        self.next_descriptor.set((head + count) % self.size);
+        self.offer(head);
+        first_writable
+    }
+
+    /// All that the device has given back: head and bytes written.
+    pub(crate) fn used(&self) -> Vec<(u32, u32)> {
+        let index: u16 = self.memory.read_obj(GuestAddress(self.base + USED + 2)).unwrap();
+        let entry = |position: u16| {
+            let address = self.base + USED + 4 + 8 * u64::from(position % self.size);
+            let field = |offset| self.memory.read_obj(GuestAddress(address + offset)).unwrap();
+            (field(0), field(4))
+        };
+        (0..index).map(entry).collect()
+    }
+}
