@@ -75,7 +75,7 @@ fn a_guest_without_init_is_told_apart() -> Result<()> {
 #[test]
 fn a_guest_that_never_connects_is_given_up() -> Result<()> {
     let output = with_assets("silent", |assets| assets.misbehaving_guest(&probe()?, "sleep"))?;
-    output.failed(125, &["agent"]);
+    output.failed(125, &["ready"]);
     assert!(output.elapsed < Duration::from_secs(90), "{}", output.describe());
     Ok(())
 }
