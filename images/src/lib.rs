@@ -8,10 +8,21 @@
 //! when they could point elsewhere, and nothing is visible in the store before it is complete.
 #![forbid(unsafe_code)]
 
+mod archive;
+mod convert;
 mod digest;
+mod document;
+mod erofs;
 mod image;
+mod layer;
+mod layout;
+mod limits;
+mod reference;
+mod rootfs;
 mod store;
+mod tar;
 
 pub use digest::{Digest, DigestError};
 pub use image::{Image, LayerFile, RootDirectory};
-pub use store::{Error, Loaded, Progress, Removed, Source, Store, Summary};
+pub use reference::{Reference, ReferenceError};
+pub use store::{Error, LoadError, Loaded, Progress, Removed, Source, Store, StoreError, Summary};

@@ -1,14 +1,26 @@
-//! The image store.
+//! The image store: what is in it, and how it is asked.
 
+mod load;
+mod remove;
+
+use std::collections::HashSet;
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::{Digest, Image};
+use crate::archive::{self, LayerInput, Section};
+use crate::document::{self, Config, Descriptor, Manifest, chain_ids};
+use crate::erofs::Reader;
+use crate::image::{Image, LayerFile, RootDirectory};
+use crate::layer::BlobId;
+use crate::layout::{self, Layout, Lock, Staging, at, dependent_layer, standalone_layer};
+use crate::reference::{Reference, ReferenceError};
+use crate::{Digest, convert};
 
 /// The images of one root directory.
 #[derive(Debug)]
 pub struct Store {
-    root: PathBuf,
+    layout: Layout,
 }
 
 /// Where a load reads from.
@@ -37,7 +49,7 @@ pub enum Progress {
         diff_id: Digest,
         /// Bytes of the stored (maybe compressed) layer read so far.
         done: u64,
-        /// Bytes in all; `done == total` is reported once, when the layer is complete.
+        /// Bytes in all; `done == total` is reported when the layer has been read.
         total: u64,
     },
 }
@@ -71,7 +83,7 @@ pub struct Summary {
 /// What a removal did, in Docker's words for each line of output.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Full references that were removed ("Untagged: ...").
+    /// Familiar references that were removed ("Untagged: ...").
     pub untagged: Vec<String>,
     /// Image IDs that were deleted ("Deleted: ...").
     pub deleted: Vec<Digest>,
@@ -86,41 +98,328 @@ pub enum Error {
     /// No image has this name or ID; the hint is to load it.
     #[error("image {0:?} is not in the local store")]
     NotFound(String),
+    /// The text can be neither a name nor an ID.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// Several images have IDs that begin so.
+    #[error("{0:?} is the beginning of several image IDs")]
+    Ambiguous(String),
+    /// An image with several names is removed by its ID and without force.
+    #[error("image {id} has several names ({names}): removing it by ID must be forced")]
+    SeveralNames {
+        /// The image.
+        id: String,
+        /// Its names.
+        names: String,
+    },
+    /// The image is in use; it cannot be deleted, only untagged while it has other names.
+    #[error("image {image} is in use: {reason}")]
+    InUse {
+        /// As the caller named it.
+        image: String,
+        /// What the caller's check answered.
+        reason: String,
+    },
+    /// The archive or layout directory cannot be loaded.
+    #[error("cannot load the image")]
+    Load(#[source] LoadError),
+    /// A layer's EROFS image was missing and cannot be made again from its blob.
+    #[error("cannot restore a layer of image {image:?}")]
+    Restore {
+        /// As the caller named it.
+        image: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// The store's files cannot be read or written.
+    #[error("the image store cannot be used")]
+    Store(#[source] StoreError),
+}
+
+/// Why a load failed; its message and its sources say where in the archive and what.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct LoadError(Box<LoadErrorKind>);
+
+#[derive(Debug, thiserror::Error)]
+enum LoadErrorKind {
+    #[error(transparent)]
+    Archive(#[from] archive::Error),
+    #[error(transparent)]
+    Convert(#[from] convert::Error),
+    #[error(transparent)]
+    Document(#[from] document::Error),
+}
+
+/// Why the store's files cannot be used; the message names the file.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct StoreError(layout::Error);
+
+impl From<layout::Error> for Error {
+    fn from(error: layout::Error) -> Self {
+        Self::Store(StoreError(error))
+    }
+}
+
+impl<E: Into<LoadErrorKind>> From<E> for Error {
+    fn from(error: E) -> Self {
+        Self::Load(LoadError(Box::new(error.into())))
+    }
+}
+
+/// An entry of the store's index with its documents.
+struct Entry {
+    descriptor: Descriptor,
+    /// None for an untagged image, or for a name that is no reference.
+    reference: Option<Reference>,
+    manifest: Manifest,
+}
+
+impl Entry {
+    fn id(&self) -> Digest {
+        self.manifest.config.digest
+    }
 }
 
 impl Store {
-    /// Opens the store below `root`, making it if it is not there.
+    /// Opens the store below `root`, making it if it is not there. `root` is to be one file system.
+    ///
+    /// # Errors
+    /// If the directories cannot be made, or were made by a newer rvm.
     pub fn open(root: &Path) -> Result<Self, Error> {
         Ok(Self {
-            root: root.to_owned(),
+            layout: Layout::open(root)?,
         })
     }
 
-    /// Loads every image of an archive or layout directory.
-    pub fn load(&self, input: Source, _progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>, Error> {
-        drop(input);
-        Err(Error::NotFound(self.root.display().to_string()))
-    }
-
     /// Finds an image by `name[:tag][@digest]`, by ID or by a unique prefix of its ID.
+    ///
+    /// A layer's EROFS image that is missing from the cache is made again from its blob.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] and [`Error::Ambiguous`], or if the store is damaged.
     pub fn resolve(&self, reference: &str) -> Result<Image, Error> {
-        Err(Error::NotFound(reference.to_owned()))
+        let entries = self.entries()?;
+        let entry = find(&entries, reference)?;
+        let config = self.config(entry)?;
+        let mut layers = self.layer_files(&config);
+        if layers.len() < config.diff_ids.len() {
+            self.restore(entry, &config).map_err(|error| match error {
+                Error::Load(source) => Error::Restore {
+                    image: reference.to_owned(),
+                    source,
+                },
+                other => other,
+            })?;
+            layers = self.layer_files(&config);
+        }
+        Ok(Image {
+            id: entry.id(),
+            manifest: entry.descriptor.digest,
+            reference: entry.reference.as_ref().map(ToString::to_string),
+            root: root_directory(layers.last())?,
+            config: config.image,
+            layers,
+        })
     }
 
     /// Every image, newest first.
+    ///
+    /// # Errors
+    /// If the store is damaged.
     pub fn list(&self) -> Result<Vec<Summary>, Error> {
-        Ok(Vec::new())
+        let mut list = Vec::new();
+        for entry in self.entries()? {
+            let config = self.config(&entry)?;
+            let reference = entry.reference.as_ref();
+            list.push(Summary {
+                repository: reference.map(Reference::familiar_repository),
+                tag: reference.and_then(Reference::tag).map(str::to_owned),
+                id: entry.id(),
+                manifest: entry.descriptor.digest,
+                created: config.image.created().clone(),
+                bytes: self.layer_files(&config).iter().map(|layer| layer.bytes).sum(),
+            });
+        }
+        list.sort_by(|one, other| {
+            let name = |summary: &Summary| (summary.repository.clone(), summary.tag.clone());
+            other
+                .created
+                .cmp(&one.created)
+                .then_with(|| name(one).cmp(&name(other)))
+        });
+        Ok(list)
     }
 
-    /// Removes a tag, and the image with its last tag; frees what nothing else refers to.
-    ///
-    /// `in_use` names what keeps an image ("container 1234 is using it"); such an image is not deleted.
-    pub fn remove(
-        &self,
-        reference: &str,
-        _in_use: &dyn Fn(&Digest) -> Option<String>,
-        _force: bool,
-    ) -> Result<Removed, Error> {
-        Err(Error::NotFound(reference.to_owned()))
+    fn entries(&self) -> Result<Vec<Entry>, Error> {
+        let index = self.layout.index()?;
+        index
+            .manifests
+            .into_iter()
+            .map(|descriptor| self.entry(descriptor))
+            .collect()
+    }
+
+    fn entry(&self, descriptor: Descriptor) -> Result<Entry, Error> {
+        let bytes = self.layout.read_blob(descriptor.blob())?;
+        let manifest = Manifest::parse(&bytes).map_err(|source| self.damaged(descriptor.blob(), source))?;
+        let reference = descriptor.name().and_then(|name| name.parse().ok());
+        Ok(Entry {
+            descriptor,
+            reference,
+            manifest,
+        })
+    }
+
+    fn config(&self, entry: &Entry) -> Result<Config, Error> {
+        let blob = entry.manifest.config.blob();
+        let bytes = self.layout.read_blob(blob)?;
+        Config::parse(&bytes, entry.manifest.layers.len()).map_err(|source| self.damaged(blob, source))
+    }
+
+    fn damaged(&self, blob: BlobId, source: document::Error) -> Error {
+        layout::Error::Document {
+            path: self.layout.blob_path(&blob.digest),
+            source,
+        }
+        .into()
+    }
+
+    /// The layers' images, lowest first, up to the first that is missing.
+    fn layer_files(&self, config: &Config) -> Vec<LayerFile> {
+        let mut files = Vec::with_capacity(config.diff_ids.len());
+        for (diff_id, chain_id) in config.diff_ids.iter().zip(chain_ids(&config.diff_ids)) {
+            // What was made for this very stack comes first: only there may the other be wrong.
+            let names = [dependent_layer(&chain_id), standalone_layer(diff_id)];
+            let file = names.iter().find_map(|name| {
+                let path = self.layout.layer_path(name);
+                let bytes = path.metadata().ok()?.len();
+                Some(LayerFile {
+                    diff_id: *diff_id,
+                    path,
+                    bytes,
+                })
+            });
+            match file {
+                Some(file) => files.push(file),
+                None => break,
+            }
+        }
+        files
+    }
+
+    /// Makes the missing images of an image's layers again.
+    fn restore(&self, entry: &Entry, config: &Config) -> Result<(), Error> {
+        let staging = self.staging()?;
+        let mut inputs = Vec::new();
+        for layer in &entry.manifest.layers {
+            let path = self.layout.blob_path(&layer.digest);
+            let data = File::open(&path)
+                .and_then(Section::whole)
+                .map_err(at("open", &path))?;
+            inputs.push(LayerInput::new(data, Some(layer.blob()))?);
+        }
+        convert::convert((&self.layout, &staging), &config.diff_ids, &inputs, &mut |_| {})?;
+        let lock = self.lock()?;
+        staging.publish(&self.layout, &lock)?;
+        Ok(())
+    }
+
+    fn staging(&self) -> Result<Staging, Error> {
+        let lock = self.lock()?;
+        Ok(Staging::new(&self.layout, &lock)?)
+    }
+
+    /// Takes the store's lock, and finishes what a killed command left.
+    fn lock(&self) -> Result<Lock, Error> {
+        let (lock, unfinished) = self.layout.lock()?;
+        if unfinished {
+            self.sweep(&lock)?;
+            self.layout.end_change(&lock)?;
+        }
+        Ok(lock)
+    }
+
+    /// Deletes blobs and layer images that no entry of the index refers to; the bytes freed. If an entry cannot be
+    /// read nothing is deleted, because what it refers to is not known.
+    fn sweep(&self, lock: &Lock) -> Result<u64, Error> {
+        let (mut blobs, mut layers) = (HashSet::new(), HashSet::new());
+        let Ok(entries) = self.entries() else { return Ok(0) };
+        for entry in &entries {
+            let Ok(config) = self.config(entry) else {
+                return Ok(0);
+            };
+            blobs.extend([entry.descriptor.digest.hex(), entry.id().hex()]);
+            blobs.extend(entry.manifest.layers.iter().map(|layer| layer.digest.hex()));
+            layers.extend(config.diff_ids.iter().map(standalone_layer));
+            layers.extend(chain_ids(&config.diff_ids).iter().map(dependent_layer));
+        }
+        let freed = self
+            .layout
+            .sweep(&|name| blobs.contains(name), &|name| layers.contains(name), lock)?;
+        Ok(freed)
     }
 }
+
+/// Finds by name first, then by ID, as Docker does.
+fn find<'a>(entries: &'a [Entry], text: &str) -> Result<&'a Entry, Error> {
+    let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    let is_id = !hex.is_empty()
+        && hex.len() <= 64
+        && hex
+            .bytes()
+            .all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    match text.parse::<Reference>() {
+        Ok(wanted) => {
+            let named = entries.iter().find(|entry| is_named(entry, &wanted));
+            if let Some(entry) = named {
+                return Ok(entry);
+            }
+        }
+        // A full ID is not a reference.
+        Err(error) if !is_id => return Err(error.into()),
+        Err(_) => {}
+    }
+    let mut by_id = entries
+        .iter()
+        .filter(|entry| is_id && entry.id().hex().starts_with(hex));
+    let first = by_id.next().ok_or_else(|| Error::NotFound(text.to_owned()))?;
+    if by_id.any(|other| other.id() != first.id()) {
+        return Err(Error::Ambiguous(text.to_owned()));
+    }
+    Ok(first)
+}
+
+/// A digest decides where there is one; the repository has to agree.
+fn is_named(entry: &Entry, wanted: &Reference) -> bool {
+    let Some(reference) = &entry.reference else {
+        return false;
+    };
+    match wanted.digest() {
+        Some(digest) => reference.same_repository(wanted) && entry.descriptor.digest == digest,
+        None => reference == wanted,
+    }
+}
+
+/// Owner and mode of the uppermost layer's root directory, which a layer without one has from those below.
+fn root_directory(uppermost: Option<&LayerFile>) -> Result<RootDirectory, Error> {
+    let Some(layer) = uppermost else {
+        return Ok(RootDirectory {
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+        });
+    };
+    let file = File::open(&layer.path).map_err(at("open", &layer.path))?;
+    let root = Reader::new(file).and_then(|reader| reader.metadata(&reader.root()?));
+    let root = root.map_err(|source| at("read", &layer.path)(std::io::Error::other(source)))?;
+    Ok(RootDirectory {
+        mode: root.mode,
+        uid: root.uid,
+        gid: root.gid,
+    })
+}
+
+#[cfg(test)]
+mod tests;
