@@ -58,10 +58,14 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
     let tmpfs_flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
     rustix::mount::mount("staging", staging, "tmpfs", tmpfs_flags, c"mode=700")
         .map_err(|error| staged(error.into()))?;
+    let mut files = FileMounts::new();
     for (index, layer) in rootfs.layers.iter().enumerate() {
         let target = staging.join(index.to_string());
         fs::create_dir(&target).map_err(staged)?;
-        mount_layer(layer, &target)?;
+        match layer {
+            Layer::Device(path) => mount_erofs(path, &target).map_err(|error| layer_error(path, error))?,
+            Layer::File(path) => files.mount(path, &target)?,
+        }
     }
     for name in ["empty", "root"] {
         fs::create_dir(staging.join(name)).map_err(staged)?;
@@ -112,22 +116,50 @@ fn overlay_options(layers: usize, upper: &OwnedFd, work: &OwnedFd) -> String {
     )
 }
 
-fn mount_layer(layer: &Layer, target: &Path) -> Result<(), Error> {
-    let (path, mounted) = match layer {
-        Layer::Device(path) => (path, mount_erofs(path, target)),
-        Layer::File(path) => match mount_erofs(path, target) {
-            // The kernel wants a block device: it is older than 6.12, or built without CONFIG_EROFS_FS_BACKED_BY_FILE.
-            Err(Errno::NOTBLK) => {
-                let (device, _open) = attach_loop(path)?;
-                (path, mount_erofs(&device, target))
+/// How EROFS images in files are mounted: directly since Linux 6.12, if `CONFIG_EROFS_FS_BACKED_BY_FILE` is set, else
+/// through loop devices. A kernel that cannot do it complains in its log each time it is asked, so it is asked once, and an
+/// older one not at all.
+struct FileMounts {
+    direct: bool,
+}
+
+impl FileMounts {
+    fn new() -> FileMounts {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        FileMounts {
+            direct: is_at_least(&release, (6, 12)),
+        }
+    }
+
+    fn mount(&mut self, path: &Path, target: &Path) -> Result<(), Error> {
+        if self.direct {
+            match mount_erofs(path, target) {
+                Err(Errno::NOTBLK) => self.direct = false,
+                other => return other.map_err(|error| layer_error(path, error)),
             }
-            other => (path, other),
-        },
-    };
-    mounted.map_err(|error| Error::Layer {
-        path: path.clone(),
+        }
+        // The device stays as long as this descriptor or the mount.
+        let (device, _open) = attach_loop(path)?;
+        mount_erofs(&device, target).map_err(|error| layer_error(path, error))
+    }
+}
+
+fn layer_error(path: &Path, error: Errno) -> Error {
+    Error::Layer {
+        path: path.into(),
         source: error.into(),
-    })
+    }
+}
+
+/// Whether a kernel release such as `6.1.0-56-cloud-amd64` is of this version or a later one.
+fn is_at_least(release: &str, version: (u32, u32)) -> bool {
+    let mut numbers = release
+        .split(|letter: char| !letter.is_ascii_digit())
+        .map(str::parse);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        return false;
+    };
+    (major, minor) >= version
 }
 
 fn mount_erofs(source: &Path, target: &Path) -> rustix::io::Result<()> {
@@ -210,6 +242,20 @@ mod tests {
         assert!(options.len() < 4096, "{}", options.len());
         assert!(options.starts_with("lowerdir=126:125:"), "{options}");
         assert!(overlay_options(0, &directory, &directory).starts_with("lowerdir=empty,"));
+    }
+
+    #[test]
+    fn kernel_releases_compare_as_numbers() {
+        let cases = [
+            ("6.1.0-56-cloud-amd64", false),
+            ("6.12.117", true),
+            ("7.0-rc1", true),
+            ("5.14", false),
+            ("x", false),
+        ];
+        for (release, expected) in cases {
+            assert_eq!(is_at_least(release, (6, 12)), expected, "{release}");
+        }
     }
 
     #[test]

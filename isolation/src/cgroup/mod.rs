@@ -5,7 +5,7 @@ mod devices;
 mod limits;
 
 use std::fs;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -131,7 +131,7 @@ impl Cgroup {
 
     fn set(&self, limits: &Limits) -> Result<(), Error> {
         limits.settings().iter().try_for_each(|setting| {
-            match fs::write(self.path.join(&setting.file), &setting.value) {
+            match write(&self.path.join(&setting.file), &setting.value) {
                 Ok(()) => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound && setting.optional => Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::NoController {
@@ -240,17 +240,20 @@ fn is_gone(error: &Error) -> bool {
 }
 
 fn kill(path: &Path) -> Result<(), Error> {
-    // Opened without O_CREAT, which would say "permission denied" where there is no cgroup.
+    write(&path.join("cgroup.kill"), "1").map_err(|source| Error::Write {
+        path: path.into(),
+        file: "cgroup.kill".into(),
+        value: "1".into(),
+        source,
+    })
+}
+
+/// Writes to a file that is there. With `O_CREAT` the error for one that is not would be "permission denied".
+fn write(path: &Path, value: &str) -> io::Result<()> {
     fs::OpenOptions::new()
         .write(true)
-        .open(path.join("cgroup.kill"))
-        .and_then(|mut file| io::Write::write_all(&mut file, b"1"))
-        .map_err(|source| Error::Write {
-            path: path.into(),
-            file: "cgroup.kill".into(),
-            value: "1".into(),
-            source,
-        })
+        .open(path)?
+        .write_all(value.as_bytes())
 }
 
 fn wait_until_empty(path: &Path, deadline: Instant) -> Result<(), Error> {
