@@ -116,8 +116,8 @@ fn workload_to_host(mut pipe: File, mut connection: &UnixStream) -> io::Result<(
     }
     drop(pipe);
     connection.shutdown(Shutdown::Write)?;
-    // Closing a vsock connection discards what the host has not taken yet if it does not answer in time. The host
-    // closes its side once it has seen the end of the stream.
+    // The other half stays open until the host, having seen the end of the stream, closes its side: what is closed
+    // both ways at once may be torn down on the way while the last bytes are still there.
     while read(&mut connection, &mut buffer)? > 0 {}
     Ok(())
 }

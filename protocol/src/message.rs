@@ -66,9 +66,10 @@ pub enum Welcome {
 pub enum Request {
     /// Make the container, up to but not including the workload's `execve`.
     Create(Box<Create>),
-    /// Execute the workload. Answered once `execve` has succeeded or failed.
+    /// Execute the workload. Answered once `execve` has succeeded or failed. Fails while a stream that
+    /// [`Request::Create`] announced, or one of standard output and error, has no connection.
     Start,
-    /// Send a signal to the workload's PID 1.
+    /// Send a signal to the workload's PID 1. Fails when it has ended.
     Signal {
         /// Signal number.
         signal: i32,
@@ -96,7 +97,8 @@ pub enum Event {
     Done,
     /// The oldest unanswered request failed.
     Failed(Failure),
-    /// The workload's PID 1 has ended. Streams may still hold bytes; each ends with its own end of file.
+    /// The workload's PID 1 has ended. Sent only after a [`Request::Start`] that succeeded, and possibly before the
+    /// answer to a later request. Streams may still hold bytes; each ends with its own end of file.
     Exited {
         /// Exit code, or 128 plus the number of the signal that killed it.
         code: u8,
