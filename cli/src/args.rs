@@ -1,0 +1,306 @@
+//! What can be typed. Nothing but types, their help and their defaults.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use rvm_engine::record;
+use rvm_engine::spec::Cpus;
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  rvm run --rm debian uname -r                          in a virtual machine of its own
+  rvm run --rm --isolation container debian uname -r    on this machine's kernel
+  echo hello | rvm run --rm -i debian cat               with standard input
+  rvm run --rm -m 256m --cpus 0.5 debian stress         with limits";
+
+/// Every container image in its own microVM, or as a container, under one command.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rvm",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) places: Places,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Places {
+    /// Directory of images and containers [default: /var/lib/rvm as root]
+    #[arg(
+        long,
+        global = true,
+        env = "RVM_ROOT",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    pub(crate) root: Option<PathBuf>,
+    /// Directory of sockets, emptied when the machine boots [default: /run/rvm as root]
+    #[arg(
+        long,
+        global = true,
+        env = "RVM_RUN",
+        hide_env_values = true,
+        value_name = "DIR"
+    )]
+    pub(crate) run: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command in a new container
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<Run>),
+    /// List containers
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  rvm ps           those that run\n  rvm ps -a        every one\n  rvm rm $(rvm ps -aq)"
+    )]
+    Ps(Ps),
+    /// Remove containers
+    #[command(
+        after_help = "Examples:\n  rvm rm web       once it has ended\n  rvm rm -f web    even while it runs"
+    )]
+    Rm(Rm),
+    /// Show what a container has written
+    #[command(after_help = "Examples:\n  rvm logs web\n  rvm logs --boot web    the guest kernel's console")]
+    Logs(Logs),
+    /// Load images from an archive or an OCI layout directory
+    #[command(
+        after_help = "Examples:\n  rvm load -i debian.tar\n  skopeo copy docker://debian docker-archive:/dev/stdout | rvm load"
+    )]
+    Load(Load),
+    /// List images
+    #[command(after_help = "Examples:\n  rvm images\n  rvm images --format json")]
+    Images(Images),
+    /// Remove images
+    #[command(
+        after_help = "Examples:\n  rvm rmi debian:bookworm\n  rvm rmi -f 3f2a     by the beginning of its ID"
+    )]
+    Rmi(Rmi),
+    /// Check whether this machine can run both kinds of containers
+    #[command(after_help = "Examples:\n  rvm doctor\n  rvm doctor --format json")]
+    Doctor(Doctor),
+    /// Print a completion script for a shell
+    #[command(after_help = "Examples:\n  rvm completion bash > /etc/bash_completion.d/rvm")]
+    Completion(Completion),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(Man),
+    /// Own a container (started by `run`)
+    #[command(hide = true)]
+    Supervise(Supervise),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Run {
+    /// How the container is kept apart from this machine
+    #[arg(long, value_enum, default_value_t = Isolation::Vm, env = "RVM_ISOLATION", hide_env_values = true)]
+    pub(crate) isolation: Isolation,
+    /// Remove the container once it has ended
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Name of the container [default: a generated one]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Connect standard input
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Set an environment variable; NAME alone takes this process' value
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]", action = ArgAction::Append)]
+    pub(crate) env: Vec<String>,
+    /// Working directory inside
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) workdir: Option<String>,
+    /// User, and optionally group, by name or number
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub(crate) user: Option<String>,
+    /// Replace the image's entry point; "" resets it
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) entrypoint: Option<String>,
+    /// Memory limit in bytes, or with the suffix b, k, m or g
+    #[arg(short, long, value_name = "BYTES", value_parser = parse_memory)]
+    pub(crate) memory: Option<u64>,
+    /// Number of CPUs, also a fraction
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) cpus: Option<Cpus>,
+    /// Refuse writes to the root file system
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Host name inside [default: the short ID]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Image to run
+    pub(crate) image: String,
+    /// Command and arguments [default: the image's]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Isolation {
+    /// In a virtual machine of its own
+    Vm,
+    /// In namespaces and cgroups on this machine's kernel
+    Container,
+}
+
+impl From<Isolation> for record::Isolation {
+    fn from(isolation: Isolation) -> Self {
+        match isolation {
+            Isolation::Vm => Self::Vm,
+            Isolation::Container => Self::Container,
+        }
+    }
+}
+
+/// Format of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Aligned columns
+    Table,
+    /// One JSON object per line
+    Json,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Ps {
+    /// Show every container, not only those that run
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Show IDs only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Show whole IDs and commands
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Format of the listing
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rm {
+    /// Kill the container if it runs
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Names or IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(crate) containers: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Logs {
+    /// Show the guest kernel's console instead
+    #[arg(long)]
+    pub(crate) boot: bool,
+    /// Name or ID
+    pub(crate) container: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Load {
+    /// Archive or OCI layout directory [default: standard input]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) input: Option<PathBuf>,
+    /// Print names only, and no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Images {
+    /// Show IDs only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Show whole IDs
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Format of the listing
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rmi {
+    /// Remove an ID that has several names
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Names or IDs
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Doctor {
+    /// Format of the listing
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub(crate) format: Format,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Completion {
+    /// The shell
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Man {
+    /// Directory to write to
+    pub(crate) directory: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Supervise {
+    pub(crate) id: String,
+}
+
+/// Docker's sizes: units are powers of 1024 whether or not they are written with an `i`.
+fn parse_memory(text: &str) -> Result<u64, String> {
+    parse_size::Config::new()
+        .with_binary()
+        .parse_size(text)
+        .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_docker_s() {
+        for (text, bytes) in [
+            ("64m", 64 << 20),
+            ("64M", 64 << 20),
+            ("1g", 1 << 30),
+            ("512k", 512 << 10),
+            ("4096", 4096),
+        ] {
+            assert_eq!(parse_memory(text), Ok(bytes), "{text}");
+        }
+        assert!(parse_memory("-1").is_err() && parse_memory("x").is_err());
+    }
+
+    #[test]
+    fn flags_after_the_image_are_the_command_s() {
+        let Command::Run(run) =
+            Args::parse_from(["rvm", "run", "--rm", "debian", "ls", "--rm", "-l"]).command
+        else {
+            panic!("not run");
+        };
+        assert_eq!(run.command, ["ls", "--rm", "-l"]);
+        assert!(run.rm);
+    }
+}

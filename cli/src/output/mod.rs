@@ -1,0 +1,152 @@
+//! What people and programs see: errors, tables, sizes, times, progress.
+
+mod progress;
+mod time;
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use anyhow::{Context as _, Result};
+use comfy_table::{ContentArrangement, presets};
+use serde::Serialize;
+
+pub(crate) use progress::LoadProgress;
+pub(crate) use time::{ago, ago_rfc3339, since};
+
+/// Prints an error with its causes on one line, and on the next what to do about it where that is known.
+pub(crate) fn error(error: &anyhow::Error) {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // A transparent error shows its cause's text already.
+        if text.ends_with(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause);
+    }
+    complaint(&text);
+    let hint = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<rvm_engine::Error>()?.hint());
+    if let Some(hint) = hint {
+        let _ = writeln!(io::stderr(), "hint: {hint}");
+    }
+}
+
+/// Prints one complaint. There is nowhere to report that standard error cannot be written to.
+pub(crate) fn complaint(text: &str) {
+    let _ = writeln!(io::stderr(), "rvm: {text}");
+}
+
+/// Prints lines.
+pub(crate) fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<()> {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(line.as_ref());
+        text.push('\n');
+    }
+    bytes(text.as_bytes())
+}
+
+/// Prints one JSON document per line.
+pub(crate) fn json_lines(documents: &[impl Serialize]) -> Result<()> {
+    let texts: Vec<_> = documents
+        .iter()
+        .map(serde_json::to_string)
+        .collect::<Result<_, _>>()?;
+    lines(texts)
+}
+
+/// Prints bytes as they are. A reader that has seen enough is not an error.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+    if reader_is_gone(&written) {
+        Ok(())
+    } else {
+        written.context("cannot write to standard output")
+    }
+}
+
+/// Whether output failed because nobody reads it any more.
+pub(crate) fn reader_is_gone(written: &io::Result<()>) -> bool {
+    written
+        .as_ref()
+        .is_err_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Aligned columns, three spaces apart.
+pub(crate) struct Table(comfy_table::Table);
+
+impl Table {
+    /// With a line of titles.
+    pub(crate) fn new(titles: &[&str]) -> Self {
+        let mut table = Self::plain();
+        table.0.set_header(titles);
+        table
+    }
+
+    /// Without titles.
+    pub(crate) fn plain() -> Self {
+        let mut table = comfy_table::Table::new();
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Disabled);
+        Self(table)
+    }
+
+    pub(crate) fn row<T: Into<comfy_table::Cell>>(&mut self, cells: impl IntoIterator<Item = T>) {
+        self.0.add_row(
+            cells
+                .into_iter()
+                .map(Into::into)
+                .collect::<Vec<comfy_table::Cell>>(),
+        );
+    }
+
+    /// Prints it; an empty table without titles prints nothing.
+    pub(crate) fn print(mut self) -> Result<()> {
+        let last = self.0.column_count().saturating_sub(1);
+        for (index, column) in self.0.column_iter_mut().enumerate() {
+            column.set_padding((0, if index == last { 0 } else { 3 }));
+        }
+        lines(self.0.lines().map(|line| line.trim_end().to_owned()))
+    }
+}
+
+/// The first `width` characters, the last of them an ellipsis where more follow.
+pub(crate) fn shorten(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// A size as Docker shows it: powers of 1000 and three or four digits.
+pub(crate) fn size(bytes: u64) -> String {
+    indicatif::DecimalBytes(bytes).to_string().replace(' ', "")
+}
+
+/// Whether a person watches standard error.
+fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_text_is_cut_at_characters() {
+        assert_eq!(shorten("short", 5), "short");
+        assert_eq!(shorten("a longer text", 5), "a lo…");
+        assert_eq!(shorten("ääääää", 3), "ää…");
+    }
+
+    #[test]
+    fn sizes_are_decimal() {
+        assert_eq!(size(1_500_000), "1.50MB");
+    }
+}

@@ -1,0 +1,198 @@
+//! The host's side of cgroups: `PARENT/ID/{supervisor,payload}` below one directory of rvm's own.
+//!
+//! `payload` holds the workload in container mode and the VMM in VM mode. The supervisor has a cgroup of its own so
+//! that the limits and the end of the payload never reach it. What happens inside `payload` is the isolation crate's.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// Below the cgroup2 mount.
+const PARENT: &str = "rvm";
+
+/// What container mode needs to honour its flags.
+pub const NEEDED_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+
+/// Enabled where the kernel has them.
+const WANTED_CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+/// Why cgroups cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No cgroup2 file system is mounted.
+    #[error("no cgroup2 file system is mounted")]
+    NotMounted,
+    /// The unified hierarchy lacks controllers, as on a machine that gives them to cgroup v1.
+    #[error("the cgroup2 hierarchy lacks the controllers {0}")]
+    ControllersMissing(String),
+    /// A file or directory of the hierarchy could not be used.
+    #[error("cannot {action} {path}")]
+    Path {
+        /// A verb.
+        action: &'static str,
+        /// What it was applied to.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The payload did not die.
+    #[error("cannot remove the workload's cgroup")]
+    Remove(#[source] rvm_isolation::cgroup::Error),
+}
+
+/// The cgroups of one container.
+#[derive(Debug, Clone)]
+pub struct ContainerCgroup {
+    directory: PathBuf,
+    /// Where the supervisor came from.
+    origin: PathBuf,
+}
+
+/// Where cgroup2 is mounted: the mount table is read once.
+///
+/// # Errors
+/// [`Error::NotMounted`].
+pub fn mount_point() -> Result<&'static Path, Error> {
+    static MOUNT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    MOUNT
+        .get_or_init(|| {
+            let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+            table.lines().find_map(cgroup2_mount).map(PathBuf::from)
+        })
+        .as_deref()
+        .ok_or(Error::NotMounted)
+}
+
+/// The mount point of a line of `/proc/self/mountinfo` (proc(5)) that shows a cgroup2 file system.
+fn cgroup2_mount(line: &str) -> Option<&str> {
+    let (before, after) = line.split_once(" - ")?;
+    (after.split(' ').next()? == "cgroup2").then(|| before.split(' ').nth(4))?
+}
+
+/// The controllers that the root of the hierarchy offers and [`NEEDED_CONTROLLERS`] that it does not.
+///
+/// # Errors
+/// [`Error::NotMounted`], [`Error::Path`].
+pub fn missing_controllers() -> Result<Vec<&'static str>, Error> {
+    let path = mount_point()?.join("cgroup.controllers");
+    let offered = fs::read_to_string(&path).map_err(path_error("read", &path))?;
+    let has = |name: &&str| offered.split_whitespace().any(|offer| offer == *name);
+    Ok(NEEDED_CONTROLLERS.into_iter().filter(|name| !has(name)).collect())
+}
+
+impl ContainerCgroup {
+    /// Makes `PARENT/ID` and the supervisor's cgroup in it, moves the calling process there, and enables every
+    /// controller there is for the payload. With `controllers_needed` it is an error where [`NEEDED_CONTROLLERS`]
+    /// are not all there; a virtual machine enforces its limits inside and needs none.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn create(id: &str, controllers_needed: bool) -> Result<Self, Error> {
+        let missing = missing_controllers()?;
+        if controllers_needed && !missing.is_empty() {
+            return Err(Error::ControllersMissing(missing.join(", ")));
+        }
+        let mount = mount_point()?;
+        let origin = current()?;
+        let parent = mount.join(PARENT);
+        let directory = parent.join(id);
+        let supervisor = directory.join("supervisor");
+        fs::create_dir_all(&supervisor).map_err(path_error("create", &supervisor))?;
+        join(&supervisor)?;
+        for level in [mount, &parent, &directory] {
+            enable_controllers(level)?;
+        }
+        Ok(Self { directory, origin })
+    }
+
+    /// The payload's cgroup, which the isolation crate makes and removes.
+    #[must_use]
+    pub fn payload(&self) -> PathBuf {
+        self.directory.join("payload")
+    }
+
+    /// Moves the supervisor back to where it came from, or to the root where that is gone, kills what is left of the
+    /// payload and removes the container's cgroups.
+    ///
+    /// # Errors
+    /// [`Error::Path`], [`Error::Remove`].
+    pub fn end(self) -> Result<(), Error> {
+        if join(&self.origin).is_err() {
+            join(mount_point()?)?;
+        }
+        rvm_isolation::cgroup::remove(&self.directory).map_err(Error::Remove)
+    }
+}
+
+/// Moves the calling process.
+fn join(cgroup: &Path) -> Result<(), Error> {
+    let members = cgroup.join("cgroup.procs");
+    fs::write(&members, "0").map_err(path_error("write", &members))
+}
+
+/// The calling process' cgroup: the line `0::/PATH` of `/proc/self/cgroup` (cgroups(7)).
+fn current() -> Result<PathBuf, Error> {
+    let path = Path::new("/proc/self/cgroup");
+    let table = fs::read_to_string(path).map_err(path_error("read", path))?;
+    let own = table
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
+    Ok(mount_point()?.join(own))
+}
+
+/// Enables what the level offers and has not enabled. Reading first saves the write, which takes a global lock.
+fn enable_controllers(directory: &Path) -> Result<(), Error> {
+    let read = |name: &str| {
+        let path = directory.join(name);
+        fs::read_to_string(&path).map_err(path_error("read", &path))
+    };
+    let (offered, enabled) = (read("cgroup.controllers")?, read("cgroup.subtree_control")?);
+    let has = |list: &str, name: &str| list.split_whitespace().any(|entry| entry == name);
+    let missing: Vec<_> = WANTED_CONTROLLERS
+        .into_iter()
+        .filter(|name| has(&offered, name) && !has(&enabled, name))
+        .map(|name| format!("+{name}"))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let path = directory.join("cgroup.subtree_control");
+    fs::write(&path, missing.join(" ")).map_err(path_error("write", &path))
+}
+
+/// Kills everything in a container's cgroups and removes them. Succeeds where there are none.
+///
+/// # Errors
+/// [`Error::Remove`] where processes survive.
+pub fn remove(id: &str) -> Result<(), Error> {
+    let Ok(mount) = mount_point() else {
+        return Ok(());
+    };
+    let directory = mount.join(PARENT).join(id);
+    if !directory.exists() {
+        return Ok(());
+    }
+    rvm_isolation::cgroup::remove(&directory).map_err(Error::Remove)
+}
+
+fn path_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |source| Error::Path { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_table_is_understood() {
+        let unified = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate";
+        let legacy = "31 24 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu";
+        assert_eq!(cgroup2_mount(unified), Some("/sys/fs/cgroup"));
+        assert_eq!(cgroup2_mount(legacy), None);
+        assert_eq!(cgroup2_mount("cgroup2"), None);
+    }
+}

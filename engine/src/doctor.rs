@@ -1,0 +1,203 @@
+//! Whether this machine can run both kinds of containers, and what to do where it cannot.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::supervisor::chain;
+use crate::{Asset, Layout, cgroup, kvm};
+
+/// Programs are looked for here beside `PATH`, which often lacks the administrator's directories.
+const ADMINISTRATOR_PATHS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// `OVERLAYFS_SUPER_MAGIC` of `linux/magic.h`.
+const OVERLAYFS_MAGIC: u64 = 0x794c_7630;
+
+/// `VIRTIOFS`' and FUSE's `FUSE_SUPER_MAGIC` of `linux/magic.h`.
+const FUSE_MAGIC: u64 = 0x6573_5546;
+
+/// What a check is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// VM mode needs it.
+    Vm,
+    /// Container mode needs it.
+    Container,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// The mode that needs it.
+    pub mode: Mode,
+    /// What was looked at.
+    pub name: &'static str,
+    /// Whether it is as it must be.
+    pub passed: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do, where it did not pass.
+    pub advice: Option<String>,
+}
+
+impl Check {
+    fn pass(mode: Mode, name: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            mode,
+            name,
+            passed: true,
+            found: found.into(),
+            advice: None,
+        }
+    }
+
+    fn fail(mode: Mode, name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            mode,
+            name,
+            passed: false,
+            found: found.into(),
+            advice: Some(advice.into()),
+        }
+    }
+}
+
+/// Looks at everything.
+#[must_use]
+pub fn examine(layout: &Layout) -> Vec<Check> {
+    let mut checks = vec![kvm(layout)];
+    checks.extend(Asset::ALL.map(asset));
+    checks.push(program(Mode::Vm, "mkfs.ext4", "e2fsprogs"));
+    checks.push(privilege());
+    checks.push(controllers());
+    checks.extend(["overlay", "erofs"].map(file_system));
+    checks.push(loop_devices());
+    checks.push(upper_directory(layout.root()));
+    checks
+}
+
+fn kvm(layout: &Layout) -> Check {
+    match kvm::require(layout) {
+        Ok(()) => Check::pass(Mode::Vm, "KVM", "/dev/kvm runs an ordinary guest"),
+        Err(error) => Check::fail(Mode::Vm, "KVM", chain(&error), error.hint()),
+    }
+}
+
+fn asset(asset: Asset) -> Check {
+    let name = match asset {
+        Asset::Vmm => "monitor",
+        Asset::Kernel => "guest kernel",
+        Asset::Initramfs => "guest agent",
+    };
+    match asset.find() {
+        Ok(path) => Check::pass(Mode::Vm, name, path.display().to_string()),
+        Err(error) => Check::fail(
+            Mode::Vm,
+            name,
+            error.to_string(),
+            "scripts/build-guest builds it; RVM_ASSETS names the directory it is in",
+        ),
+    }
+}
+
+fn program(mode: Mode, name: &'static str, package: &str) -> Check {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let places = env::split_paths(&path).chain(ADMINISTRATOR_PATHS.map(PathBuf::from));
+    match places.map(|place| place.join(name)).find(|path| path.is_file()) {
+        Some(path) => Check::pass(mode, name, path.display().to_string()),
+        None => Check::fail(mode, name, "not found", format!("install the package {package}")),
+    }
+}
+
+fn privilege() -> Check {
+    if rustix::process::geteuid().is_root() {
+        Check::pass(Mode::Container, "privilege", "running as root")
+    } else {
+        Check::fail(Mode::Container, "privilege", "not running as root", "use sudo")
+    }
+}
+
+fn controllers() -> Check {
+    let advice = "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)";
+    match cgroup::missing_controllers() {
+        Ok(missing) if missing.is_empty() => Check::pass(
+            Mode::Container,
+            "cgroup v2",
+            format!("controllers {}", cgroup::NEEDED_CONTROLLERS.join(", ")),
+        ),
+        Ok(missing) => Check::fail(
+            Mode::Container,
+            "cgroup v2",
+            format!("without the controllers {}", missing.join(", ")),
+            advice,
+        ),
+        Err(error) => Check::fail(Mode::Container, "cgroup v2", chain(&error), advice),
+    }
+}
+
+/// The kernel loads the module of a file system when it is first mounted, so one on disk is as good.
+fn file_system(name: &'static str) -> Check {
+    let builtin = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    if builtin
+        .lines()
+        .any(|line| line.split_whitespace().last() == Some(name))
+    {
+        return Check::pass(Mode::Container, name, "in the kernel");
+    }
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let modules = Path::new("/lib/modules").join(&release).join("modules.dep");
+    let known = fs::read_to_string(modules).unwrap_or_default();
+    if known.lines().any(|line| {
+        line.split(':')
+            .next()
+            .is_some_and(|path| path.contains(&format!("/{name}.ko")))
+    }) {
+        return Check::pass(Mode::Container, name, "a module of the kernel");
+    }
+    Check::fail(
+        Mode::Container,
+        name,
+        format!("kernel {release} does not have it"),
+        format!("use a kernel with CONFIG_{}_FS", name.to_uppercase()),
+    )
+}
+
+fn loop_devices() -> Check {
+    if Path::new("/dev/loop-control").exists() {
+        Check::pass(Mode::Container, "loop devices", "/dev/loop-control")
+    } else {
+        Check::fail(
+            Mode::Container,
+            "loop devices",
+            "no /dev/loop-control",
+            "run `modprobe loop`",
+        )
+    }
+}
+
+/// overlayfs refuses to write to another overlay and to FUSE (Documentation/filesystems/overlayfs.rst).
+fn upper_directory(root: &Path) -> Check {
+    let name = "root directory";
+    let advice = "give --root a directory on ext4, xfs, btrfs or tmpfs";
+    match rustix::fs::statfs(root) {
+        Ok(status) => match status.f_type.cast_unsigned() {
+            OVERLAYFS_MAGIC => Check::fail(
+                Mode::Container,
+                name,
+                format!("{} is on an overlay, which cannot hold another", root.display()),
+                advice,
+            ),
+            FUSE_MAGIC => Check::fail(
+                Mode::Container,
+                name,
+                format!("{} is on FUSE", root.display()),
+                advice,
+            ),
+            _ => Check::pass(Mode::Container, name, root.display().to_string()),
+        },
+        Err(error) => Check::fail(Mode::Container, name, error.to_string(), advice),
+    }
+}

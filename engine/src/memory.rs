@@ -1,0 +1,52 @@
+//! Memory sizes: the workload's limit and the machine that holds it.
+
+use std::fs;
+
+/// One MiB in bytes.
+pub const MIB: u64 = 1 << 20;
+
+/// A virtual machine's workload gets this much where no limit was asked for.
+pub const DEFAULT_LIMIT: u64 = 1024 * MIB;
+
+/// What the guest kernel and agent need beside the workload: text and data, and their share that does not grow.
+const GUEST_BASE: u64 = 64 * MIB;
+
+/// The kernel describes each 4 KiB page with 64 bytes, and page tables, slabs and reserves grow likewise.
+const GUEST_SHARE: u64 = 32;
+
+/// Guest memory in MiB for a workload that may use `limit` bytes; `None` beyond what a virtual machine can have.
+#[must_use]
+pub fn machine_mib(limit: u64) -> Option<u32> {
+    let bytes = limit.checked_add(limit / GUEST_SHARE)?.checked_add(GUEST_BASE)?;
+    u32::try_from(bytes.div_ceil(MIB)).ok()
+}
+
+/// The host's memory in MiB, from `/proc/meminfo`; `None` where that cannot be read.
+#[must_use]
+pub fn host_mib() -> Option<u64> {
+    let table = fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = table.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    kib.trim()
+        .strip_suffix(" kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()
+        .map(|kib| kib / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_larger_than_the_limit() {
+        assert_eq!(machine_mib(DEFAULT_LIMIT), Some(1120));
+        assert_eq!(machine_mib(64 * MIB), Some(130));
+        assert_eq!(machine_mib(u64::MAX), None);
+    }
+
+    #[test]
+    fn the_host_has_memory() {
+        assert!(host_mib().unwrap() > 0);
+    }
+}

@@ -1,0 +1,155 @@
+//! The engine's side of the protocol with the guest agent.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use oci_spec::runtime::Spec;
+use rvm_protocol::{
+    AGENT_PORT, Create, Event, Failure, FrameError, Hello, Purpose, Request, Stream, VERSION, Welcome,
+    read_frame, write_frame,
+};
+
+/// An agent answers a greeting within this, or something is wrong with the guest. Generous: an emulated machine with
+/// a loaded host is slow.
+const GREETING_LIMIT: Duration = Duration::from_secs(20);
+
+/// Why the guest could not be talked to.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// The VMM's socket could not be used.
+    #[error("cannot connect to the guest")]
+    Connect(#[source] io::Error),
+    /// The guest closed the connection instead of accepting it.
+    #[error("the guest refused the connection")]
+    Refused,
+    /// The agent refused it, and said why.
+    #[error("the guest's agent refused the connection: {0}")]
+    Agent(String),
+    /// The connection broke.
+    #[error("lost the connection to the guest")]
+    Frame(#[from] FrameError),
+    /// The agent broke the protocol.
+    #[error("the guest's agent sent an unexpected message")]
+    Unexpected,
+    /// The agent could not do what it was asked.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+}
+
+/// How to reach an agent.
+#[derive(Debug, Clone)]
+pub(crate) struct Address {
+    /// The VMM's vsock socket.
+    pub(crate) socket: PathBuf,
+    /// The token of this boot.
+    pub(crate) token: String,
+}
+
+impl Address {
+    /// Opens a connection for `purpose`.
+    fn connect(&self, purpose: Purpose) -> Result<UnixStream, Error> {
+        let stream = crate::socket::connect(&self.socket).map_err(Error::Connect)?;
+        stream
+            .set_read_timeout(Some(GREETING_LIMIT))
+            .map_err(Error::Connect)?;
+        writeln!(&stream, "CONNECT {AGENT_PORT}").map_err(Error::Connect)?;
+        // The agent speaks only when spoken to, so nothing beyond the line can be caught in this buffer.
+        let mut line = String::new();
+        let mut reader = BufReader::with_capacity(32, &stream);
+        io::Read::take(&mut reader, 32)
+            .read_line(&mut line)
+            .map_err(Error::Connect)?;
+        if !line.starts_with("OK ") {
+            return Err(Error::Refused);
+        }
+        write_frame(
+            &stream,
+            &Hello {
+                version: VERSION,
+                token: self.token.clone(),
+                purpose,
+            },
+        )?;
+        match read_frame(&stream)? {
+            Welcome::Accepted { .. } => {}
+            Welcome::Refused { reason } => return Err(Error::Agent(reason)),
+        }
+        stream.set_read_timeout(None).map_err(Error::Connect)?;
+        Ok(stream)
+    }
+
+    /// Opens one of the workload's streams.
+    pub(crate) fn stream(&self, stream: Stream) -> Result<UnixStream, Error> {
+        self.connect(Purpose::Stream(stream))
+    }
+
+    /// Opens the control connection.
+    pub(crate) fn control(&self) -> Result<Control, Error> {
+        let stream = self.connect(Purpose::Control)?;
+        let writer = stream.try_clone().map_err(Error::Connect)?;
+        Ok(Control {
+            reader: stream,
+            writer: Arc::new(Mutex::new(writer)),
+        })
+    }
+}
+
+/// The control connection.
+pub(crate) struct Control {
+    reader: UnixStream,
+    writer: Arc<Mutex<UnixStream>>,
+}
+
+/// How the agent says that a workload ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Exited {
+    pub(crate) code: u8,
+    pub(crate) out_of_memory: bool,
+}
+
+impl Control {
+    /// A handle on the sending half.
+    pub(crate) fn writer(&self) -> Arc<Mutex<UnixStream>> {
+        Arc::clone(&self.writer)
+    }
+
+    /// Makes the container.
+    pub(crate) fn create(&self, spec: Spec, stdin: bool) -> Result<(), Error> {
+        self.request(&Request::Create(Box::new(Create { spec, stdin })))
+    }
+
+    /// Executes the workload.
+    pub(crate) fn start(&self) -> Result<(), Error> {
+        self.request(&Request::Start)
+    }
+
+    fn request(&self, request: &Request) -> Result<(), Error> {
+        send(&self.writer, request)?;
+        match read_frame(&self.reader)? {
+            Event::Done => Ok(()),
+            Event::Failed(failure) => Err(Error::Failed(failure)),
+            Event::Exited { .. } => Err(Error::Unexpected),
+        }
+    }
+
+    /// Waits for the workload's end. Answers to signals sent meanwhile are passed over: the only failure they report
+    /// is that there is no process any more.
+    pub(crate) fn wait(&self) -> Result<Exited, Error> {
+        loop {
+            match read_frame(&self.reader)? {
+                Event::Exited { code, out_of_memory } => return Ok(Exited { code, out_of_memory }),
+                Event::Done | Event::Failed(_) => {}
+            }
+        }
+    }
+}
+
+/// Sends one request. Frames of several senders never mix.
+pub(crate) fn send(writer: &Mutex<UnixStream>, request: &Request) -> Result<(), Error> {
+    // A lock is only poisoned by a panic, which aborts the process.
+    let writer = writer.lock().map_err(|_| Error::Unexpected)?;
+    Ok(write_frame(&*writer, request)?)
+}
