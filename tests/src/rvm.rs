@@ -1,6 +1,6 @@
 //! An installation of rvm that belongs to the tests: its own directories, its own images.
 //!
-//! scripts/test says where things are: RVM_TEST_IMAGES (what tests/images/build made), RVM_TEST_ASSETS (what
+//! scripts/test says where things are: RVM_TEST_IMAGES (what tests/images/add-probe made), RVM_TEST_ASSETS (what
 //! scripts/build-guest made, `rvm` itself included) and RVM_TEST_DIR, a directory on a file system that overlayfs
 //! accepts. The probe is taken from beside the test program.
 
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::command::{LIMIT, Output, Running, finish};
-use crate::images::{BUSYBOX, DEBIAN, Prepared};
+use crate::images::{BUSYBOX, DEBIAN, archive};
 use crate::leaks::Snapshot;
 
 /// How a container is isolated.
@@ -229,15 +229,11 @@ impl Rvm {
     }
 
     fn load_images(&self) -> Result<()> {
-        let scratch = scratch()?;
-        let probe = beside_this_program("probe")?;
         for (image, kind) in [(BUSYBOX, "oci-archive"), (DEBIAN, "docker-archive")] {
-            let archive = Prepared::make(image, &probe, &scratch)?.archive(kind)?;
             let mut command = self.command(["load", "-i"])?;
-            command.arg(&archive);
+            command.arg(archive(image, kind)?);
             let output = finish(command, 5 * LIMIT)?;
             ensure!(output.code == 0, "{}", output.describe());
-            fs::remove_file(archive)?;
         }
         // The first run makes what all later ones share: directories, the parent cgroup, the empty writable layer.
         for isolation in Isolation::ALL {

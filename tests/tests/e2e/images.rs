@@ -1,11 +1,11 @@
 //! Loading, listing and removing images.
 
-use std::fs::File;
+use std::fs::{self, File};
 
 use anyhow::Result;
 use rvm_tests::command::{LIMIT, finish, tool};
-use rvm_tests::images::{BUSYBOX, LAYERS, Prepared};
-use rvm_tests::rvm::{Isolation, Rvm, alone, beside_this_program, in_mode, scratch};
+use rvm_tests::images::{BUSYBOX, LAYERS, archive, layout};
+use rvm_tests::rvm::{Isolation, Rvm, alone, in_mode, scratch};
 
 /// Loads `path`, runs the image that appears in it, and removes it.
 fn loads_and_runs(rvm: &Rvm, path: &str) -> Result<()> {
@@ -32,20 +32,20 @@ fn every_kind_of_archive_is_the_same_image() -> Result<()> {
     let _alone = alone();
     let rvm = Rvm::empty(Isolation::Container, "archives")?;
     rvm.call(["images"])?.ok();
-    let scratch = scratch()?.join("archives-made");
-    let prepared = Prepared::make(LAYERS, &beside_this_program("probe")?, &scratch)?;
-    let layout = prepared.layout().display().to_string();
+    let layout = layout(LAYERS)?.display().to_string();
     // The first run makes what later ones share.
     loads_and_runs(&rvm, &layout).or_else(|_| loads_and_runs(&rvm, &layout))?;
+    let packed = scratch()?.join("packed").display().to_string();
     for kind in ["oci-archive", "docker-archive"] {
-        let archive = prepared.archive(kind)?.display().to_string();
-        loads_and_runs(&rvm, &archive)?;
-        tool("gzip", &["-kf", &archive])?;
-        loads_and_runs(&rvm, &format!("{archive}.gz"))?;
-        tool("zstd", &["-qf", &archive])?;
-        loads_and_runs(&rvm, &format!("{archive}.zst"))?;
+        let archive = archive(LAYERS, kind)?;
+        loads_and_runs(&rvm, &archive.display().to_string())?;
+        fs::copy(archive, &packed)?;
+        tool("gzip", &["-kf", &packed])?;
+        loads_and_runs(&rvm, &format!("{packed}.gz"))?;
+        tool("zstd", &["-qf", &packed])?;
+        loads_and_runs(&rvm, &format!("{packed}.zst"))?;
     }
-    let zstd = scratch.join("zstd-layers").display().to_string();
+    let zstd = scratch()?.join("zstd-layers").display().to_string();
     let target = format!("oci:{zstd}:latest");
     tool(
         "skopeo",
@@ -65,14 +65,9 @@ fn every_kind_of_archive_is_the_same_image() -> Result<()> {
 fn an_archive_may_come_from_standard_input() -> Result<()> {
     let _alone = alone();
     let rvm = Rvm::empty(Isolation::Container, "stdin")?;
-    let prepared = Prepared::make(
-        LAYERS,
-        &beside_this_program("probe")?,
-        &scratch()?.join("stdin-made"),
-    )?;
     for arguments in [&["load"][..], &["load", "-i", "-"]] {
         let mut command = rvm.command(arguments)?;
-        command.stdin(File::open(prepared.archive("docker-archive")?)?);
+        command.stdin(File::open(archive(LAYERS, "docker-archive")?)?);
         let output = finish(command, LIMIT)?.ok();
         assert!(output.text().contains(LAYERS), "{}", output.describe());
         rvm.call(["rmi", LAYERS])?.ok();

@@ -1,21 +1,22 @@
 //! The root file system as seen from inside is, entry by entry, what umoci unpacks of the same image.
 
+use std::fs;
+
 use anyhow::{Context as _, Result};
 use rvm_tests::command::{LIMIT, finish};
-use rvm_tests::images::{BUSYBOX, DEBIAN, LAYERS, Prepared};
-use rvm_tests::rvm::{Isolation, Rvm, beside_this_program, in_mode, scratch};
+use rvm_tests::images::{self, BUSYBOX, DEBIAN, LAYERS};
+use rvm_tests::rvm::{Isolation, Rvm, in_mode, scratch};
 use rvm_tests::tree::{self, Entry};
 
 /// Where the runtime mounts something of its own.
 const MOUNTED: [&str; 3] = ["proc", "sys", "dev"];
 
 fn equals_what_umoci_unpacks(rvm: &Rvm, image: &'static str) -> Result<()> {
-    let prepared = Prepared::make(image, &beside_this_program("probe")?, &scratch()?.join("rootfs"))?;
-    let unpacked = prepared.unpack()?;
+    let bundle = scratch()?.join("rootfs");
+    let unpacked = images::unpack(image, &bundle)?;
     if image == LAYERS {
-        let archive = prepared.archive("oci-archive")?;
         let mut command = rvm.command(["load", "-i"])?;
-        command.arg(archive);
+        command.arg(images::archive(image, "oci-archive")?);
         finish(command, LIMIT)?.ok();
     }
     let arguments = [&["--rm", image, "/probe", "tree", "/"], MOUNTED.as_slice()].concat();
@@ -36,13 +37,14 @@ fn equals_what_umoci_unpacks(rvm: &Rvm, image: &'static str) -> Result<()> {
         differences.is_empty(),
         "left: umoci's tree, right: as seen inside\n{differences}"
     );
+    fs::remove_dir_all(bundle)?;
     if image == LAYERS {
         rvm.call(["rmi", image])?.ok();
     }
     Ok(())
 }
 
-macro_rules! images {
+macro_rules! compare {
     ($($name:ident: $image:expr;)*) => {$(
         mod $name {
             use super::*;
@@ -60,7 +62,7 @@ macro_rules! images {
     )*};
 }
 
-images! {
+compare! {
     debian: DEBIAN;
     busybox: BUSYBOX;
     layers: LAYERS;
