@@ -13,6 +13,7 @@ use crate::devices::virtio::block::{Block, Disk, DiskError};
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_REGISTER, SharedDevice};
 use crate::devices::virtio::rng::{Rng, RngSubscriber};
+use crate::devices::virtio::vsock::{Vsock, VsockSubscriber};
 use crate::event_loop::Subscriber;
 use crate::resources;
 use crate::stop::StopSignal;
@@ -78,6 +79,20 @@ impl<'a> VirtioDevices<'a> {
         let disk = Disk::new(disk).map_err(|source| DeviceError::Disk { index, source })?;
         let block = Block::new(disk).map_err(DeviceError::Descriptor)?;
         self.attach(Arc::new(Mutex::new(block)))
+    }
+
+    /// Adds a socket device.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn add_vsock(&mut self, vsock: resources::Vsock, stop: &Arc<StopSignal>) -> Result<(), DeviceError> {
+        let device = Vsock::new(vsock.guest_cid, vsock.listener).map_err(DeviceError::Descriptor)?;
+        let device = Arc::new(Mutex::new(device));
+        self.subscribers.push(Arc::new(Mutex::new(VsockSubscriber::new(
+            device.clone(),
+            stop.clone(),
+        ))));
+        self.attach(device)
     }
 
     /// Adds an entropy device.

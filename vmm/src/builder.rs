@@ -85,6 +85,9 @@ pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machin
     for disk in resources.disks {
         devices.add_disk(disk)?;
     }
+    if let Some(vsock) = resources.vsock {
+        devices.add_vsock(vsock, &stop)?;
+    }
     devices.add_rng(&stop)?;
     let (mmio, subscribers) = devices.finish();
 

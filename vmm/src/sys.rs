@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -234,12 +234,12 @@ pub(crate) fn write_at(file: &File, from: &[VolatileSlice<'_>], offset: u64) -> 
 ///
 /// # Errors
 /// Those of `recvmsg(2)`; `EINTR` is retried.
-pub(crate) fn receive(socket: RawFd, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+pub(crate) fn receive(socket: BorrowedFd<'_>, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
     vectored(into, |vector, count| {
         let mut message = message(vector, count);
         // SAFETY: the message names only the vector, whose elements are live guest memory that the kernel may write;
         // no address or control buffer is given.
-        unsafe { libc::recvmsg(socket, &raw mut message, libc::MSG_DONTWAIT) }
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
     })
 }
 
@@ -247,13 +247,13 @@ pub(crate) fn receive(socket: RawFd, into: &[VolatileSlice<'_>]) -> io::Result<u
 ///
 /// # Errors
 /// Those of `sendmsg(2)`; `EINTR` is retried.
-pub(crate) fn send(socket: RawFd, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
+pub(crate) fn send(socket: BorrowedFd<'_>, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
     vectored(from, |vector, count| {
         let message = message(vector, count);
         // SAFETY: as in `receive`, and the kernel only reads the elements.
         unsafe {
             libc::sendmsg(
-                socket,
+                socket.as_raw_fd(),
                 &raw const message,
                 libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
             )

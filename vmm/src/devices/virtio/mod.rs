@@ -12,6 +12,7 @@ pub mod ring;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod test_driver;
+pub mod vsock;
 
 use std::sync::Arc;
 
