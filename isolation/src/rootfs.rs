@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -33,6 +34,8 @@ pub(crate) enum Error {
     Loop { path: PathBuf, source: io::Error },
     #[error("cannot mount the layer {}", path.display())]
     Layer { path: PathBuf, source: io::Error },
+    #[error("cannot give {} the attributes of the image's root directory", path.display())]
+    Upper { path: PathBuf, source: io::Error },
     #[error("cannot mount an overlay of {layers} layers with the upper directory {}", upper.display())]
     Overlay {
         layers: usize,
@@ -70,6 +73,9 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
     for name in ["empty", "root"] {
         fs::create_dir(staging.join(name)).map_err(staged)?;
     }
+    if let Some(top) = rootfs.layers.len().checked_sub(1) {
+        copy_root_attributes(&staging.join(top.to_string()), rootfs)?;
+    }
     // Names relative to the working directory, because the options of 127 layers have to fit one page.
     rustix::process::chdir(staging).map_err(|error| staged(error.into()))?;
     let options = overlay_options(rootfs.layers.len(), &upper, &work);
@@ -87,6 +93,28 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
         source: error.into(),
     })?;
     rustix::process::chdir("root").map_err(|error| staged(error.into()))
+}
+
+/// The root directory of an overlay looks like its upper directory, but has to look like the image's. Only the first time:
+/// later it is as the workload left it. Overlayfs makes a directory in `work` when it is first mounted.
+fn copy_root_attributes(top: &Path, rootfs: &Rootfs) -> Result<(), Error> {
+    let used = fs::read_dir(&rootfs.work).map(|mut entries| entries.next().is_some());
+    if used.map_err(|source| Error::Open {
+        path: rootfs.work.clone(),
+        source,
+    })? {
+        return Ok(());
+    }
+    let upper = &rootfs.upper;
+    fs::metadata(top)
+        .and_then(|metadata| {
+            std::os::unix::fs::chown(upper, Some(metadata.uid()), Some(metadata.gid()))?;
+            fs::set_permissions(upper, metadata.permissions())
+        })
+        .map_err(|source| Error::Upper {
+            path: upper.clone(),
+            source,
+        })
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Error> {

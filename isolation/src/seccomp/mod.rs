@@ -22,7 +22,7 @@ use oci_spec::runtime::{
 use serde::{Deserialize, Serialize};
 
 use crate::plan::Error;
-use numbers::Interface;
+use numbers::{Interface, Numbers};
 
 /// A compiled filter, ready to be installed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,8 +206,9 @@ fn interfaces(architectures: &[Arch]) -> Result<BTreeSet<Interface>, Error> {
 fn policy(interface: Interface, default: Action, calls: &[(&LinuxSyscall, Vec<Rule>)]) -> Policy {
     let mut verdicts: BTreeMap<u32, Verdict> = BTreeMap::new();
     let mut newest = 0;
+    let numbers = Numbers::new(interface);
     for (call, rules) in calls {
-        for number in call.names().iter().filter_map(|name| interface.number(name)) {
+        for number in call.names().iter().filter_map(|name| numbers.number(name)) {
             newest = newest.max(number);
             for rule in rules.iter().filter(|rule| rule.action != default) {
                 add(

@@ -1,5 +1,7 @@
 //! The system call interfaces of an x86-64 kernel and their numbers.
 
+use std::collections::HashMap;
+
 use syscalls::{x86, x86_64};
 
 /// Set in the number of a call through the x32 interface, `arch/x86/include/uapi/asm/unistd.h`.
@@ -15,28 +17,42 @@ pub(super) enum Interface {
 }
 
 impl Interface {
-    /// The number of the system call `name`, if the interface has it.
-    pub(super) fn number(self, name: &str) -> Option<u32> {
-        let native = |name: &str| u32::try_from(name.parse::<x86_64::Sysno>().ok()?.id()).ok();
-        match self {
-            Interface::X86_64 => native(name),
-            Interface::X86 => u32::try_from(name.parse::<x86::Sysno>().ok()?.id()).ok(),
-            Interface::X32 => {
-                let own = X32_ONLY
-                    .iter()
-                    .find(|(own, _)| *own == name)
-                    .map(|&(_, number)| number);
-                Some(own.or_else(|| native(name))? | X32_BIT)
-            }
-        }
-    }
-
     /// Value of `seccomp_data.arch`: `AUDIT_ARCH_*` of `linux/audit.h`.
     pub(super) fn audit_architecture(self) -> u32 {
         match self {
             Interface::X86_64 | Interface::X32 => 0xc000_003e,
             Interface::X86 => 0x4000_0003,
         }
+    }
+}
+
+/// The numbers of one interface's system calls by name. A profile asks for hundreds, so they are in a map.
+pub(super) struct Numbers(HashMap<&'static str, u32>);
+
+impl Numbers {
+    pub(super) fn new(interface: Interface) -> Numbers {
+        let native = || {
+            let calls = (0..x86_64::Sysno::table_size()).filter_map(x86_64::Sysno::new);
+            calls.filter_map(|call| Some((call.name(), u32::try_from(call.id()).ok()?)))
+        };
+        Numbers(match interface {
+            Interface::X86_64 => native().collect(),
+            Interface::X86 => {
+                let calls = (0..x86::Sysno::table_size()).filter_map(x86::Sysno::new);
+                calls
+                    .filter_map(|call| Some((call.name(), u32::try_from(call.id()).ok()?)))
+                    .collect()
+            }
+            Interface::X32 => native()
+                .chain(X32_ONLY)
+                .map(|(name, number)| (name, number | X32_BIT))
+                .collect(),
+        })
+    }
+
+    /// The number of the system call `name`, if the interface has it.
+    pub(super) fn number(&self, name: &str) -> Option<u32> {
+        self.0.get(name).copied()
     }
 }
 
@@ -98,7 +114,11 @@ mod tests {
             (Interface::X32, "no_such_call", None),
         ];
         for (interface, name, expected) in cases {
-            assert_eq!(interface.number(name), expected, "{interface:?} {name}");
+            assert_eq!(
+                Numbers::new(interface).number(name),
+                expected,
+                "{interface:?} {name}"
+            );
         }
     }
 }

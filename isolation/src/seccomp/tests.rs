@@ -1,5 +1,7 @@
 //! The compiled program against the rules themselves, for thousands of system calls.
 
+use std::sync::LazyLock;
+
 use super::compiler::{AND, JUMP, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_OR_EQUAL, LOAD, RETURN};
 use super::numbers::X32_BIT;
 use super::*;
@@ -67,6 +69,18 @@ fn holds(argument: &LinuxSeccompArg, call: Call) -> bool {
     }
 }
 
+/// The tables are made once: the tests ask hundreds of thousands of times.
+fn number(interface: Interface, name: &str) -> Option<u32> {
+    static TABLES: LazyLock<[Numbers; 3]> =
+        LazyLock::new(|| [Interface::X86_64, Interface::X32, Interface::X86].map(Numbers::new));
+    let [native, x32, x86] = &*TABLES;
+    match interface {
+        Interface::X86_64 => native.number(name),
+        Interface::X32 => x32.number(name),
+        Interface::X86 => x86.number(name),
+    }
+}
+
 /// Evaluates a profile by its rules, without any of the code under test but the number tables.
 fn evaluate(profile: &LinuxSeccomp, call: Call) -> u32 {
     let listed = profile.architectures().clone().unwrap_or_default();
@@ -83,7 +97,7 @@ fn evaluate(profile: &LinuxSeccomp, call: Call) -> u32 {
         let numbers: Vec<u32> = entry
             .names()
             .iter()
-            .filter_map(|name| interface.number(name))
+            .filter_map(|name| number(interface, name))
             .collect();
         newest = numbers.iter().copied().fold(newest, u32::max);
         if action == default || !numbers.contains(&call.number) {
@@ -258,7 +272,7 @@ fn random_profiles_mean_what_their_rules_say() {
                 "ioctl",
             ]);
             let interface = random.pick(&[Interface::X86_64, Interface::X86, Interface::X32]);
-            if let Some(number) = interface.number(name) {
+            if let Some(number) = number(interface, name) {
                 (call.architecture, call.number) = (interface.audit_architecture(), number);
             }
         }

@@ -41,6 +41,7 @@ pub(crate) const ALL: &[Test] = tests![
     links_of_the_image_stay_inside,
     many_layers_are_joined,
     changes_land_in_the_upper_directory,
+    the_root_directory_looks_like_the_images,
     nothing_is_left_after_destroy,
     nothing_is_left_after_a_dropped_container,
     nothing_is_left_after_the_parent_was_killed,
@@ -513,6 +514,19 @@ fn changes_land_in_the_upper_directory() {
     assert_eq!(mode & 0o7777, 0o4755);
     // The same directories serve a second container.
     assert_eq!(fixture.shell("cat /data"), "changed\n");
+}
+
+fn the_root_directory_looks_like_the_images() {
+    let fixture = Fixture::with_tree(|tree| {
+        fs::set_permissions(tree, fs::Permissions::from_mode(0o1711)).unwrap();
+        std::os::unix::fs::chown(tree, Some(3), Some(4)).unwrap();
+    });
+    assert_eq!(fixture.shell("stat -c %a:%u:%g /; chmod 755 /"), "1711:3:4\n");
+    assert_eq!(
+        fixture.shell("stat -c %a:%u:%g /"),
+        "755:3:4\n",
+        "as the workload left it"
+    );
 }
 
 fn nothing_is_left_after_destroy() {
