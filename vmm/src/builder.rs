@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::boot::{self, BootError, Ramdisk};
@@ -24,7 +23,7 @@ use crate::memory::{self, GuestMemory, GuestMemoryError, MemoryError};
 use crate::reporter::Reporter;
 use crate::resources::Resources;
 use crate::stop::StopSignal;
-use crate::sys;
+use crate::sys::{self, GuestVcpu};
 use crate::vcpu::{ExitCounters, Surroundings};
 use crate::vm::{Vm, VmError};
 
@@ -149,6 +148,6 @@ fn add_legacy_devices(
     Ok(())
 }
 
-fn create_vcpus(vm: &Vm, count: u8, entry: u64) -> Result<Vec<VcpuFd>, VmError> {
+fn create_vcpus(vm: &Vm, count: u8, entry: u64) -> Result<Vec<GuestVcpu>, VmError> {
     (0..count).map(|index| vm.create_vcpu(index, entry)).collect()
 }

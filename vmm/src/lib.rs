@@ -14,6 +14,7 @@ pub mod event;
 pub mod event_loop;
 pub mod machine;
 pub mod memory;
+pub mod probe;
 pub mod reporter;
 pub mod resources;
 pub mod stop;

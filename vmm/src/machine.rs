@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use kvm_ioctls::VcpuFd;
-
 use crate::devices::console::Console;
 use crate::event::{Event, StopReason, Stopped};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::reporter::Reporter;
 use crate::stop::Cause;
-use crate::sys;
-use crate::vcpu::{RunningVcpu, Surroundings};
+use crate::sys::{GuestVcpu, RunningVcpu};
+use crate::vcpu::{self, Surroundings};
 use crate::vm::Vm;
 
 /// What the kernel prints first when it panics (kernel/panic.c).
@@ -24,13 +22,12 @@ pub const POWER_OFF_DOORBELL: u8 = 3;
 
 /// A machine that is ready to run.
 pub struct Machine {
-    pub(crate) vcpus: Vec<VcpuFd>,
+    pub(crate) vcpus: Vec<GuestVcpu>,
     pub(crate) surroundings: Surroundings,
     /// Devices for the event loop.
     pub(crate) subscribers: Vec<Subscriber>,
     pub(crate) console: Console,
     pub(crate) reporter: Arc<Reporter>,
-    /// Dropped last: it holds the memory that everything above works on.
     pub(crate) vm: Vm,
 }
 
@@ -53,7 +50,7 @@ impl Machine {
 
     fn run_threads(
         &self,
-        vcpus: Vec<VcpuFd>,
+        vcpus: Vec<GuestVcpu>,
         running: &mut Vec<RunningVcpu>,
         termination: Option<OwnedFd>,
     ) -> Result<(), Cause> {
@@ -70,12 +67,11 @@ impl Machine {
         for subscriber in &self.subscribers {
             event_loop.add(subscriber.clone());
         }
-        sys::install_kick_handler().map_err(kvm_failure)?;
         self.reporter.send_reliably(&Event::Running {
             setup_us: self.reporter.elapsed_us(),
         });
         for (index, vcpu) in (0..).zip(vcpus) {
-            running.push(RunningVcpu::start(index, vcpu, self.surroundings.clone()).map_err(kvm_failure)?);
+            running.push(vcpu::start(index, vcpu, self.surroundings.clone()).map_err(kvm_failure)?);
         }
         event_loop.run().map_err(device_failure)
     }

@@ -18,9 +18,6 @@ pub type VolatileSlice<'a> = vm_memory::VolatileSlice<'a>;
 /// All memory of one guest. Clones share the same memory.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 
-/// One contiguous stretch of guest memory.
-pub type GuestRegion = vm_memory::GuestRegionMmap<()>;
-
 /// Start of the hole in which devices live; memory below it is contiguous from address 0.
 pub const HOLE_START: u64 = 0xc000_0000;
 

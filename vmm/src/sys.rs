@@ -11,13 +11,15 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex};
+use std::thread::{Builder, JoinHandle};
 
 use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::memory::{GuestMemoryRegion, GuestRegion, VolatileSlice};
+use crate::bus::lock;
+use crate::memory::{GuestMemory, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
 
 /// The descriptors that this process was started with, above standard error.
 ///
@@ -109,101 +111,140 @@ pub fn kvm_from(fd: OwnedFd) -> Kvm {
     unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
 }
 
-/// A stretch of this process's memory that becomes guest memory.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct MemorySlot {
-    pub(crate) slot: u32,
-    pub(crate) guest_address: u64,
-    pub(crate) bytes: u64,
-    pub(crate) host_address: *mut u8,
+/// A virtual machine and the memory that it may touch.
+#[derive(Debug)]
+pub(crate) struct GuestVm {
+    /// Before the memory, so that it is closed first.
+    fd: VmFd,
+    memory: GuestMemory,
 }
 
-impl MemorySlot {
-    /// The slot for a region of guest memory.
-    pub(crate) fn of(slot: u32, region: &GuestRegion) -> Self {
-        Self {
-            slot,
-            guest_address: region.start_addr().0,
-            bytes: region.len(),
-            host_address: region.as_ptr(),
+impl GuestVm {
+    /// Makes a machine and gives it `memory`.
+    pub(crate) fn new(kvm: &Kvm, memory: GuestMemory) -> Result<Self, kvm_ioctls::Error> {
+        let vm = Self {
+            fd: kvm.create_vm()?,
+            memory,
+        };
+        for (slot, region) in (0..).zip(vm.memory.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the range is one whole mapping of guest memory, which holds no Rust object and is only accessed
+            // through volatile copies. It stays mapped while the guest may run: this value and every vCPU hold it.
+            unsafe { vm.fd.set_user_memory_region(region)? };
         }
+        Ok(vm)
+    }
+
+    pub(crate) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    pub(crate) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Makes the vCPU with this index.
+    pub(crate) fn create_vcpu(&self, index: u8) -> Result<GuestVcpu, kvm_ioctls::Error> {
+        let fd = self.fd.create_vcpu(u64::from(index))?;
+        Ok(GuestVcpu {
+            fd,
+            _memory: self.memory.clone(),
+        })
     }
 }
 
-/// Gives `slot` to the guest.
-///
-/// # Safety
-/// The host memory must stay mapped for as long as the VM exists, and must hold no Rust object: the guest writes it at
-/// any time.
-pub(crate) unsafe fn register_memory(vm: &VmFd, slot: MemorySlot) -> Result<(), kvm_ioctls::Error> {
-    let region = kvm_userspace_memory_region {
-        slot: slot.slot,
-        flags: 0,
-        guest_phys_addr: slot.guest_address,
-        memory_size: slot.bytes,
-        userspace_addr: slot.host_address as u64,
-    };
-    // SAFETY: the caller promises what KVM requires of the range.
-    unsafe { vm.set_user_memory_region(region) }
+/// A virtual CPU. It keeps its machine's memory mapped.
+#[derive(Debug)]
+pub(crate) struct GuestVcpu {
+    /// Before the memory, so that it is closed first.
+    fd: VcpuFd,
+    _memory: GuestMemory,
 }
 
-/// Ends another thread's `KVM_RUN`, or the next one it begins.
-///
-/// The vCPU's `immediate_exit` byte is set first and the signal sent second, so that a thread which is about to enter
-/// the guest is stopped by the byte and one that is inside by the signal: no wake-up is lost.
+impl GuestVcpu {
+    pub(crate) fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Lets the guest run until something has to be done for it.
+    pub(crate) fn run(&mut self) -> Result<VcpuExit<'_>, kvm_ioctls::Error> {
+        self.fd.run()
+    }
+
+    /// The suberror and data words of the last exit, if that was a `KVM_EXIT_INTERNAL_ERROR`.
+    pub(crate) fn internal_error(&mut self) -> Option<(u32, Vec<u64>)> {
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+            return None;
+        }
+        // SAFETY: exit_reason says which member of the union KVM filled in; all its bit patterns are valid integers.
+        let internal = unsafe { run.__bindgen_anon_1.internal };
+        let words = usize::try_from(internal.ndata)
+            .unwrap_or(0)
+            .min(internal.data.len());
+        Some((internal.suberror, internal.data[..words].to_vec()))
+    }
+}
+
+/// A vCPU on a thread of its own.
 #[derive(Debug)]
-pub(crate) struct Kicker {
+pub(crate) struct RunningVcpu {
+    thread: JoinHandle<()>,
+    /// Locked by the thread while it runs; here to keep what `immediate_exit` points into.
+    _vcpu: Arc<Mutex<GuestVcpu>>,
     immediate_exit: NonNull<AtomicU8>,
 }
 
-// SAFETY: the pointer leads into the vCPU's shared kvm_run page, which is not bound to a thread, and is only used for
-// an atomic store.
-unsafe impl Send for Kicker {}
+impl RunningVcpu {
+    /// Runs `body` with the vCPU on a new thread. The body must return when a [`GuestVcpu::run`] is interrupted and the
+    /// machine is ending.
+    pub(crate) fn start(
+        name: String,
+        mut vcpu: GuestVcpu,
+        body: impl FnOnce(&mut GuestVcpu) + Send + 'static,
+    ) -> io::Result<Self> {
+        register_signal_handler(SIGRTMIN(), ignore_signal)?;
+        let immediate_exit = NonNull::from(&mut vcpu.fd.get_kvm_run().immediate_exit).cast();
+        let vcpu = Arc::new(Mutex::new(vcpu));
+        let shared = vcpu.clone();
+        let thread = Builder::new()
+            .name(name)
+            .spawn(move || body(&mut lock(&shared)))?;
+        Ok(Self {
+            thread,
+            _vcpu: vcpu,
+            immediate_exit,
+        })
+    }
 
-impl Kicker {
-    /// A handle for `vcpu`.
+    /// Interrupts the thread's [`GuestVcpu::run`], or the next one that it begins.
     ///
-    /// # Safety
-    /// It must not be used after the vCPU is dropped.
-    pub(crate) unsafe fn new(vcpu: &mut VcpuFd) -> Self {
-        let byte = NonNull::from(&mut vcpu.get_kvm_run().immediate_exit);
-        Self {
-            immediate_exit: byte.cast(),
-        }
-    }
-
-    /// Ends the `KVM_RUN` of `thread`, which must be the one that runs this vCPU.
-    pub(crate) fn kick<T>(&self, thread: &JoinHandle<T>) {
-        // SAFETY: the byte lies in the kvm_run mapping, which lives as long as the vCPU (promised at creation); an
-        // AtomicU8 has the size and alignment of a byte.
+    /// The vCPU's `immediate_exit` byte is set first and the signal sent second, so that a thread which is about to enter
+    /// the guest is stopped by the byte and one that is inside by the signal: no wake-up is lost.
+    pub(crate) fn kick(&self) {
+        // SAFETY: the byte lies in the kvm_run mapping, which `_vcpu` keeps and which does not move. An AtomicU8 has the
+        // layout of a byte, and the only other accesses are KVM's.
         unsafe { self.immediate_exit.as_ref() }.store(1, Ordering::SeqCst);
-        // SAFETY: the handle was not joined, so its pthread_t is valid; the signal has a handler that does nothing.
-        unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+        // SAFETY: the thread was not joined, so its pthread_t is valid; the signal has a handler that does nothing.
+        unsafe { libc::pthread_kill(self.thread.as_pthread_t(), SIGRTMIN()) };
+    }
+
+    /// Interrupts the thread and waits for its end.
+    pub(crate) fn join(self) {
+        self.kick();
+        // A panic on the thread ends the process in a release build; in a test it has been printed.
+        let _ = self.thread.join();
     }
 }
 
-/// Installs the handler that lets [`Kicker::kick`] interrupt a system call. It does nothing else.
-///
-/// # Errors
-/// Those of `sigaction(2)`.
-pub(crate) fn install_kick_handler() -> io::Result<()> {
-    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), nothing).map_err(io::Error::from)
-}
-
-/// The suberror and data words of the last `KVM_EXIT_INTERNAL_ERROR`, if that was the last exit.
-pub(crate) fn internal_error(vcpu: &mut VcpuFd) -> Option<(u32, Vec<u64>)> {
-    let run = vcpu.get_kvm_run();
-    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
-        return None;
-    }
-    // SAFETY: exit_reason says which member of the union KVM filled in; all its bit patterns are valid integers.
-    let internal = unsafe { run.__bindgen_anon_1.internal };
-    let words = usize::try_from(internal.ndata)
-        .unwrap_or(0)
-        .min(internal.data.len());
-    Some((internal.suberror, internal.data[..words].to_vec()))
-}
+/// Lets a signal interrupt a system call, and does nothing else.
+extern "C" fn ignore_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// Reads from `file` at `offset` straight into guest memory; returns the bytes read, 0 at end of file.
 ///

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::{Builder, JoinHandle};
 
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::VcpuExit;
 
 use crate::bus::Bus;
 use crate::event::StopReason;
 use crate::stop::StopSignal;
-use crate::sys::{self, Kicker};
+use crate::sys::{GuestVcpu, RunningVcpu};
 
 /// What a vCPU's thread works with besides the vCPU.
 #[derive(Clone)]
@@ -67,37 +66,12 @@ impl ExitCounters {
     }
 }
 
-/// A vCPU that runs on its own thread.
-#[derive(Debug)]
-pub struct RunningVcpu {
-    thread: JoinHandle<VcpuFd>,
-    kicker: Kicker,
+/// Starts the thread of vCPU `index`; it runs until the machine is told to stop.
+pub(crate) fn start(index: u8, vcpu: GuestVcpu, surroundings: Surroundings) -> io::Result<RunningVcpu> {
+    RunningVcpu::start(format!("vcpu{index}"), vcpu, move |vcpu| run(vcpu, &surroundings))
 }
 
-impl RunningVcpu {
-    /// Starts the thread; it runs until the machine is told to stop.
-    ///
-    /// # Errors
-    /// Those of creating a thread.
-    pub fn start(index: u8, mut vcpu: VcpuFd, surroundings: Surroundings) -> io::Result<Self> {
-        // SAFETY: the thread returns the vCPU instead of dropping it, and `join` consumes the kicker before it.
-        let kicker = unsafe { Kicker::new(&mut vcpu) };
-        let thread = Builder::new().name(format!("vcpu{index}")).spawn(move || {
-            run(&mut vcpu, &surroundings);
-            vcpu
-        })?;
-        Ok(Self { thread, kicker })
-    }
-
-    /// Ends the thread, which must have been told to stop.
-    pub fn join(self) {
-        self.kicker.kick(&self.thread);
-        // A panic on the thread ends the process in a release build; in a test it has been printed.
-        let _ = self.thread.join();
-    }
-}
-
-fn run(vcpu: &mut VcpuFd, surroundings: &Surroundings) {
+fn run(vcpu: &mut GuestVcpu, surroundings: &Surroundings) {
     while !surroundings.stop.is_set() {
         if let Err((reason, detail)) = run_once(vcpu, surroundings) {
             surroundings.stop.stop(reason, detail);
@@ -105,7 +79,7 @@ fn run(vcpu: &mut VcpuFd, surroundings: &Surroundings) {
     }
 }
 
-fn run_once(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Result<(), (StopReason, String)> {
+fn run_once(vcpu: &mut GuestVcpu, surroundings: &Surroundings) -> Result<(), (StopReason, String)> {
     let count = |kind| surroundings.exits.count(kind);
     match vcpu.run() {
         Ok(VcpuExit::IoOut(port, data)) => {
@@ -156,8 +130,8 @@ fn run_once(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Result<(), (StopR
 }
 
 /// `KVM_EXIT_INTERNAL_ERROR`: suberrors are listed in include/uapi/linux/kvm.h.
-fn internal_error(vcpu: &mut VcpuFd) -> String {
-    let (suberror, data) = sys::internal_error(vcpu).unwrap_or_default();
+fn internal_error(vcpu: &mut GuestVcpu) -> String {
+    let (suberror, data) = vcpu.internal_error().unwrap_or_default();
     let meaning = match suberror {
         1 => "KVM cannot emulate an instruction of the guest",
         2 => "an exception came while KVM delivered another",
@@ -173,8 +147,8 @@ fn internal_error(vcpu: &mut VcpuFd) -> String {
     )
 }
 
-fn place(vcpu: &VcpuFd) -> String {
-    match vcpu.get_regs() {
+fn place(vcpu: &GuestVcpu) -> String {
+    match vcpu.fd().get_regs() {
         Ok(registers) => format!(" at RIP {:#x}, RSP {:#x}", registers.rip, registers.rsp),
         Err(_) => String::new(),
     }

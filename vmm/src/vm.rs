@@ -1,7 +1,7 @@
 //! The KVM side of a machine: its memory, interrupt controllers and vCPUs.
 
 use kvm_bindings::KVM_API_VERSION;
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::cpuid::{CpuidError, Template};
@@ -9,7 +9,8 @@ use crate::arch::x86_64::interrupts;
 use crate::arch::x86_64::layout::{IDENTITY_MAP, TSS};
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::memory::{GuestMemory, GuestMemoryBackend, MemoryError};
-use crate::sys::{self, MemorySlot};
+use crate::sys::GuestVcpu;
+use crate::sys::GuestVm;
 
 /// What KVM must be able to do.
 const REQUIRED: [(Cap, &str); 7] = [
@@ -72,10 +73,8 @@ fn failed(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError 
 /// A virtual machine with memory and interrupt controllers.
 #[derive(Debug)]
 pub struct Vm {
-    fd: VmFd,
+    guest: GuestVm,
     cpuid: Template,
-    /// Kept mapped for as long as KVM may use it. After `fd`, so that it is dropped later.
-    memory: GuestMemory,
 }
 
 impl Vm {
@@ -91,59 +90,46 @@ impl Vm {
             let mib = u32::try_from(memory.last_addr().0 >> 20).unwrap_or(u32::MAX);
             return Err(MemoryError::Size { mib }.into());
         }
-        let fd = kvm.create_vm().map_err(failed("create a virtual machine"))?;
-        let vm = Self { fd, cpuid, memory };
         // Memory first: with an interrupt controller present, each change of the memory map waits for an RCU grace
         // period.
-        vm.register_memory()?;
-        vm.fd
-            .set_identity_map_address(IDENTITY_MAP)
+        let guest = GuestVm::new(kvm, memory).map_err(failed("create a virtual machine with its memory"))?;
+        let fd = guest.fd();
+        fd.set_identity_map_address(IDENTITY_MAP)
             .map_err(failed("place the identity map"))?;
         let tss = usize::try_from(TSS).map_err(|_| VmError::Capability("a task state segment"))?;
-        vm.fd
-            .set_tss_address(tss)
+        fd.set_tss_address(tss)
             .map_err(failed("place the task state segment"))?;
-        vm.fd
-            .create_irq_chip()
+        fd.create_irq_chip()
             .map_err(failed("create the interrupt controllers"))?;
-        Ok(vm)
-    }
-
-    fn register_memory(&self) -> Result<(), VmError> {
-        for (slot, region) in (0_u32..).zip(self.memory.iter()) {
-            let slot = MemorySlot::of(slot, region);
-            // SAFETY: the region is anonymous memory that holds no Rust object, and `self.memory` keeps it mapped until
-            // after `self.fd` is closed; vCPUs, which keep the VM alive, are joined before this value is dropped.
-            unsafe { sys::register_memory(&self.fd, slot) }.map_err(failed("register guest memory"))?;
-        }
-        Ok(())
+        Ok(Self { guest, cpuid })
     }
 
     /// All guest memory.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
-        &self.memory
+        self.guest.memory()
     }
 
     /// Makes vCPU `index`. The first one starts in long mode at `entry`; the others wait for the guest to start them.
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn create_vcpu(&self, index: u8, entry: u64) -> Result<VcpuFd, VmError> {
-        let vcpu = self
-            .fd
-            .create_vcpu(u64::from(index))
+    pub(crate) fn create_vcpu(&self, index: u8, entry: u64) -> Result<GuestVcpu, VmError> {
+        let guest = self
+            .guest
+            .create_vcpu(index)
             .map_err(failed("create a virtual CPU"))?;
+        let vcpu = guest.fd();
         let cpuid = self.cpuid.for_vcpu(index)?;
         vcpu.set_cpuid2(&cpuid).map_err(failed("set the CPUID leaves"))?;
         let in_registers = |source| VmError::Registers { vcpu: index, source };
-        registers::set_model_specific(&vcpu).map_err(in_registers)?;
+        registers::set_model_specific(vcpu).map_err(in_registers)?;
         if index == 0 {
-            registers::set_long_mode(&vcpu).map_err(in_registers)?;
-            registers::set_entry(&vcpu, entry).map_err(in_registers)?;
+            registers::set_long_mode(vcpu).map_err(in_registers)?;
+            registers::set_entry(vcpu, entry).map_err(in_registers)?;
         }
-        interrupts::set_local_vectors(&vcpu).map_err(failed("set up the local APIC"))?;
-        Ok(vcpu)
+        interrupts::set_local_vectors(vcpu).map_err(failed("set up the local APIC"))?;
+        Ok(guest)
     }
 
     /// Raises interrupt line `line` whenever `event` is written.
@@ -151,7 +137,8 @@ impl Vm {
     /// # Errors
     /// [`VmError::Kvm`].
     pub fn connect_interrupt(&self, event: &EventFd, line: u32) -> Result<(), VmError> {
-        self.fd
+        self.guest
+            .fd()
             .register_irqfd(event, line)
             .map_err(failed("connect an interrupt"))
     }
@@ -162,7 +149,8 @@ impl Vm {
     /// [`VmError::Kvm`].
     pub fn connect_doorbell(&self, event: &EventFd, address: u64, value: u32) -> Result<(), VmError> {
         let address = kvm_ioctls::IoEventAddress::Mmio(address);
-        self.fd
+        self.guest
+            .fd()
             .register_ioevent(event, &address, value)
             .map_err(failed("connect a queue notification"))
     }
