@@ -181,10 +181,11 @@ fn policies(profile: &LinuxSeccomp) -> Result<BTreeMap<Interface, Policy>, Error
     for (index, call) in profile.syscalls().iter().flatten().enumerate() {
         calls.push((call, rules(index, call)?));
     }
+    let numbers = Numbers::new();
     let interfaces = interfaces(profile.architectures().as_deref().unwrap_or_default())?;
     Ok(interfaces
         .into_iter()
-        .map(|interface| (interface, policy(interface, default, &calls)))
+        .map(|interface| (interface, policy(interface, &numbers, default, &calls)))
         .collect())
 }
 
@@ -203,12 +204,20 @@ fn interfaces(architectures: &[Arch]) -> Result<BTreeSet<Interface>, Error> {
     Ok(interfaces)
 }
 
-fn policy(interface: Interface, default: Action, calls: &[(&LinuxSyscall, Vec<Rule>)]) -> Policy {
+fn policy(
+    interface: Interface,
+    numbers: &Numbers,
+    default: Action,
+    calls: &[(&LinuxSyscall, Vec<Rule>)],
+) -> Policy {
     let mut verdicts: BTreeMap<u32, Verdict> = BTreeMap::new();
     let mut newest = 0;
-    let numbers = Numbers::new(interface);
     for (call, rules) in calls {
-        for number in call.names().iter().filter_map(|name| numbers.number(name)) {
+        for number in call
+            .names()
+            .iter()
+            .filter_map(|name| numbers.number(interface, name))
+        {
             newest = newest.max(number);
             for rule in rules.iter().filter(|rule| rule.action != default) {
                 add(

@@ -69,16 +69,10 @@ fn holds(argument: &LinuxSeccompArg, call: Call) -> bool {
     }
 }
 
-/// The tables are made once: the tests ask hundreds of thousands of times.
+/// From tables made once: the tests ask hundreds of thousands of times.
 fn number(interface: Interface, name: &str) -> Option<u32> {
-    static TABLES: LazyLock<[Numbers; 3]> =
-        LazyLock::new(|| [Interface::X86_64, Interface::X32, Interface::X86].map(Numbers::new));
-    let [native, x32, x86] = &*TABLES;
-    match interface {
-        Interface::X86_64 => native.number(name),
-        Interface::X32 => x32.number(name),
-        Interface::X86 => x86.number(name),
-    }
+    static NUMBERS: LazyLock<Numbers> = LazyLock::new(Numbers::new);
+    NUMBERS.number(interface, name)
 }
 
 /// Evaluates a profile by its rules, without any of the code under test but the number tables.
