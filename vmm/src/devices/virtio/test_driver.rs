@@ -131,6 +131,11 @@ impl Driver {
         first_writable
     }
 
+    /// Uses the memory of earlier requests again. The device must have given all of them back.
+    pub(crate) fn rewind(&self) {
+        self.next_buffer.set(BUFFERS + self.base / QUEUE_BYTES * 0xc_0000);
+    }
+
     /// All that the device has given back: head and bytes written.
     pub(crate) fn used(&self) -> Vec<(u32, u32)> {
         let index: u16 = self.memory.read_obj(GuestAddress(self.base + USED + 2)).unwrap();

@@ -94,6 +94,8 @@ struct ToHost {
     credit_asked: bool,
     /// The guest has sent its last byte.
     ended: bool,
+    /// The host's program was told so. Once only: each time wakes whoever watches the socket, us included.
+    end_passed_on: bool,
     /// The host's program takes nothing any more.
     refused: bool,
 }
@@ -384,8 +386,10 @@ impl Connection {
         if self.phase == Phase::Draining {
             self.phase = Phase::Closed;
         } else if self.to_host.ended {
-            // As above.
-            let _ = self.socket.shutdown(Shutdown::Write);
+            if !std::mem::replace(&mut self.to_host.end_passed_on, true) {
+                // It fails only if the client has gone, which its hang-up tells as well.
+                let _ = self.socket.shutdown(Shutdown::Write);
+            }
             let both = NO_MORE_SENDING | NO_MORE_RECEIVING;
             self.reset_due |= self.to_guest.ended && self.shutdown_sent & both == both;
         }
@@ -409,6 +413,10 @@ impl Connection {
 
     /// Gives up before the connection is open. The client hears at once, even if the guest takes no packets.
     fn end(&mut self, tell_guest: bool) {
+        if self.reset_due {
+            // Shutting down wakes whoever watches the socket, us included, so it is done once.
+            return;
+        }
         let _ = self.socket.shutdown(Shutdown::Both);
         if tell_guest {
             self.reset_due = true;

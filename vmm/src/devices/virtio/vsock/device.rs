@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::muxer::Muxer;
+use super::muxer::{MAX_EVENTS, Muxer};
 use super::queue::{Queues, QueuesState};
 use crate::bus::lock;
 use crate::devices::virtio::interrupt::Interrupt;
@@ -85,9 +85,9 @@ impl Vsock {
             interrupt,
         } = active;
         let muxer = &mut self.muxer;
-        let result = muxer.poll().ok().and_then(|more_events| {
+        let result = muxer.poll().ok().and_then(|events| {
             let outcome = queues.serve(memory, muxer).ok()?;
-            Some((outcome.signal, outcome.more || more_events))
+            Some((outcome.signal, outcome.more || events == MAX_EVENTS))
         });
         match result {
             Some((signal, more)) => {

@@ -9,5 +9,7 @@ mod device;
 mod muxer;
 mod packet;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 pub use device::{Vsock, VsockSubscriber};

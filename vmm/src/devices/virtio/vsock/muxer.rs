@@ -31,7 +31,7 @@ const TICK: Timespec = Timespec {
     tv_nsec: 0,
 };
 /// Ready sockets that are handled before the guest's queues get their turn.
-const MAX_EVENTS: usize = 64;
+pub(super) const MAX_EVENTS: usize = 64;
 /// Host ports count from here, above those that programs choose.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 const LAST_HOST_PORT: u32 = (1 << 31) - 1;
@@ -126,11 +126,11 @@ impl Muxer {
         self.next_port
     }
 
-    /// Handles sockets that are ready; returns whether there may be more.
+    /// Handles sockets that are ready, at most [`MAX_EVENTS`] of them; returns how many.
     ///
     /// # Errors
     /// Those of `epoll_wait(2)`.
-    pub(super) fn poll(&mut self) -> io::Result<bool> {
+    pub(super) fn poll(&mut self) -> io::Result<usize> {
         let mut events = Vec::with_capacity(MAX_EVENTS);
         let now = Timespec {
             tv_sec: 0,
@@ -151,7 +151,7 @@ impl Muxer {
                 token => self.socket_ready(token, event.flags),
             }
         }
-        Ok(events.len() == MAX_EVENTS)
+        Ok(events.len())
     }
 
     fn socket_ready(&mut self, token: u64, flags: EventFlags) {
@@ -249,7 +249,7 @@ impl Muxer {
         Ok(())
     }
 
-    fn check_deadlines(&mut self, now: Instant) {
+    pub(super) fn check_deadlines(&mut self, now: Instant) {
         let ports: Vec<u32> = self.connections.keys().copied().collect();
         for port in ports {
             if let Some(connection) = self.connections.get_mut(&port) {
