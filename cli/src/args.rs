@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn flags_after_the_image_are_the_command_s() {
-        let Command::Run(run) =
+        let Some(Command::Run(run)) =
             Args::parse_from(["rvm", "run", "--rm", "debian", "ls", "--rm", "-l"]).command
         else {
             panic!("not run");

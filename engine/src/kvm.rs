@@ -1,8 +1,17 @@
-//! Whether this machine's KVM can be opened.
+//! Whether this machine's KVM can run an ordinary guest, found out by running small ones.
+//!
+//! `/dev/kvm` may open, answer and create machines, and still not run a guest kernel: some back ends ignore the CPUID
+//! they are given or interpret privileged code. The verdict holds as long as the machine is not rebooted, so it is kept
+//! in the run directory.
 
+use std::fs;
 use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 use crate::Layout;
+use crate::json;
 use crate::runtime::open_kvm;
 
 /// Why a virtual machine cannot run here.
@@ -17,24 +26,81 @@ pub enum Error {
     /// It cannot be opened for another reason.
     #[error("cannot open /dev/kvm")]
     Open(#[source] io::Error),
+    /// The probe itself failed.
+    #[error("cannot probe /dev/kvm")]
+    Probe(#[source] rvm_vmm::probe::ProbeError),
+    /// It runs no ordinary guest.
+    #[error("the KVM of this machine cannot run an ordinary guest: {0}")]
+    NonConforming(String),
 }
 
 impl Error {
     /// What a person can do about it.
     #[must_use]
     pub fn hint(&self) -> &'static str {
-        "`--isolation container` runs without KVM"
+        match self {
+            Self::Absent => {
+                "enable virtualisation in the firmware or, in a virtual machine, nested virtualisation, and load \
+                 the module kvm_intel or kvm_amd; meanwhile `--isolation container` runs without KVM"
+            }
+            Self::Forbidden => {
+                "run as root or join the group that owns /dev/kvm; `--isolation container` runs without KVM"
+            }
+            Self::Open(_) | Self::Probe(_) => {
+                "check what the kernel says about kvm (`dmesg`); `--isolation container` runs without KVM"
+            }
+            Self::NonConforming(_) => {
+                "run on a machine with hardware virtualisation, or in scripts/lab; `--isolation container` runs \
+                 without KVM"
+            }
+        }
     }
 }
 
-/// Checks that a virtual machine can be made.
+/// What was found out since the machine booted.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Verdict {
+    boot_id: String,
+    /// Empty where KVM conforms.
+    reasons: Vec<String>,
+}
+
+/// Checks that a virtual machine can run, by the verdict on record or by a probe.
 ///
 /// # Errors
 /// As [`Error`] says.
-pub fn require(_layout: &Layout) -> Result<(), Error> {
-    open_kvm().map(drop).map_err(|error| match error.kind() {
+pub fn require(layout: &Layout) -> Result<(), Error> {
+    let device = open_kvm().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => Error::Absent,
         io::ErrorKind::PermissionDenied => Error::Forbidden,
         _ => Error::Open(error),
-    })
+    })?;
+    let path = layout.run().join("kvm.json");
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let reasons = match recorded(&path, &boot_id) {
+        Some(reasons) => reasons,
+        None => {
+            let reasons = rvm_vmm::probe::probe(&device).map_err(Error::Probe)?.reasons;
+            // Only saves the next command some milliseconds; where it cannot be written, that one probes again.
+            let _ = json::write(
+                &path,
+                &Verdict {
+                    boot_id,
+                    reasons: reasons.clone(),
+                },
+            );
+            reasons
+        }
+    };
+    if reasons.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::NonConforming(reasons.join("; ")))
+    }
+}
+
+fn recorded(path: &Path, boot_id: &str) -> Option<Vec<String>> {
+    let verdict: Verdict = json::read(path).ok()?;
+    (!boot_id.is_empty() && verdict.boot_id == boot_id).then_some(verdict.reasons)
 }
