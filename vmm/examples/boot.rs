@@ -17,9 +17,9 @@ use rvm_vmm::resources::{Disk, Part, Resources, Vsock};
 
 fn main() -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
-    let resources = parse(ours)?;
+    let resources = parse()?;
     let reader = std::thread::spawn(move || print_events(theirs));
-    let reporter = Arc::new(Reporter::new(resources.events.try_clone()?, Instant::now()));
+    let reporter = Arc::new(Reporter::new(ours.into(), Instant::now()));
     let machine = rvm_vmm::builder::build(resources, reporter.clone())?;
     let stopped = machine.run(None);
     reporter.send_reliably(&Event::Stopped(stopped));
@@ -33,7 +33,7 @@ fn print_events(socket: UnixStream) {
     }
 }
 
-fn parse(events: UnixStream) -> Result<Resources> {
+fn parse() -> Result<Resources> {
     let open = |path: &str| File::open(path).with_context(|| format!("cannot open {path}"));
     let (mut vcpus, mut memory_mib, mut cmdline, mut disks, mut vsock) =
         (1, 128, String::new(), Vec::new(), None);
@@ -76,7 +76,6 @@ fn parse(events: UnixStream) -> Result<Resources> {
         disks,
         vsock,
         doorbell_port: Some(0x600),
-        events: events.into(),
     })
 }
 

@@ -68,11 +68,12 @@ pub enum BuildError {
 /// [`BuildError`].
 pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machine, BuildError> {
     let kvm = sys::kvm_from(resources.kvm);
-    let vm = Vm::new(&kvm, memory::allocate(resources.memory_mib)?, resources.vcpus)?;
+    let memory = memory::allocate(resources.memory_mib)?;
+    let (kernel, ramdisk) = load_kernel(&memory, &mut resources.kernel, &mut resources.initrd)?;
+    let mut command_line = command_line(&resources.cmdline)?;
+    let vm = Vm::new(&kvm, memory, resources.vcpus)?;
     let stop = Arc::new(StopSignal::new().map_err(BuildError::EventDescriptor)?);
     let console = Console::new(resources.console);
-    let (kernel, ramdisk) = load_kernel(vm.memory(), &mut resources.kernel, &mut resources.initrd)?;
-    let mut command_line = command_line(&resources.cmdline)?;
 
     let mut ports = Bus::default();
     add_legacy_devices(&mut ports, &vm, &console, &stop)?;

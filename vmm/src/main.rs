@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rvm_vmm::config::VmConfig;
 use rvm_vmm::event::{Event, Stopped};
-use rvm_vmm::machine;
+use rvm_vmm::machine::{self, Machine};
 use rvm_vmm::reporter::Reporter;
 use rvm_vmm::resources::Resources;
 use rvm_vmm::sys::{Inherited, termination_descriptor};
@@ -46,20 +46,23 @@ fn run(start: Instant) -> Result<Stopped> {
     inherited
         .close_others(&config.descriptors())
         .context("cannot close the other descriptors")?;
-    let resources = Resources::claim(config, &mut inherited)?;
+    let events = inherited
+        .take(config.events_fd)
+        .context("cannot use the events socket")?;
     let termination = termination_descriptor().context("cannot watch for SIGTERM")?;
 
-    let events = resources
-        .events
-        .try_clone()
-        .context("cannot use the events socket")?;
     let reporter = Arc::new(Reporter::new(events, start));
-    let stopped = match rvm_vmm::builder::build(resources, reporter.clone()) {
+    let stopped = match build(config, &mut inherited, &reporter) {
         Ok(machine) => machine.run(Some(termination)),
-        Err(error) => machine::setup_failure(&error, &reporter),
+        Err(error) => machine::setup_failure(error.as_ref(), &reporter),
     };
     reporter.send_reliably(&Event::Stopped(stopped.clone()));
     Ok(stopped)
+}
+
+fn build(config: VmConfig, inherited: &mut Inherited, reporter: &Arc<Reporter>) -> Result<Machine> {
+    let resources = Resources::claim(config, inherited)?;
+    Ok(rvm_vmm::builder::build(resources, reporter.clone())?)
 }
 
 fn read_config(inherited: &mut Inherited) -> Result<VmConfig> {

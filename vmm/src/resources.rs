@@ -31,8 +31,6 @@ pub struct Resources {
     pub vsock: Option<Vsock>,
     /// I/O port of the doorbell.
     pub doorbell_port: Option<u16>,
-    /// Where events go.
-    pub events: OwnedFd,
 }
 
 /// One disk.
@@ -80,7 +78,7 @@ pub enum ResourceError {
 }
 
 impl Resources {
-    /// Takes over the descriptors that `config` names.
+    /// Takes over the descriptors that `config` names, but for the events socket: whoever reports takes that.
     ///
     /// # Errors
     /// [`ResourceError`].
@@ -124,7 +122,6 @@ impl Resources {
             disks,
             vsock,
             doorbell_port: config.doorbell_port,
-            events: take(config.events_fd, "events socket")?,
         })
     }
 }

@@ -72,11 +72,11 @@ impl Kernel {
 /// when it has filled it.
 fn inspect(file: &File) -> Result<Kernel, KernelError> {
     let mut header = [0; ELF_HEADER_BYTES];
-    file.read_exact_at(&mut header, 0).map_err(KernelError::Read)?;
-    let fields = Fields(&header);
-    if !header.starts_with(b"\x7fELF") {
+    if file.read_at(&mut header, 0).map_err(KernelError::Read)? < 4 || !header.starts_with(b"\x7fELF") {
         return Err(KernelError::Format("no ELF signature"));
     }
+    file.read_exact_at(&mut header, 0).map_err(KernelError::Read)?;
+    let fields = Fields(&header);
     if header[4] != 2 {
         return Err(KernelError::Format("it is 32-bit"));
     }
@@ -208,7 +208,8 @@ mod tests {
             let message = load(&image, 0).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");
         };
-        check(|image| image.clear(), "headers");
+        check(|image| image.clear(), "no ELF signature");
+        check(|image| image.truncate(3), "no ELF signature");
         check(|image| image.truncate(40), "headers");
         check(|image| image.truncate(100), "headers");
         check(|image| image.truncate(125), "load the kernel");
