@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 
 use crate::record::{Exited, Record, State, VERSION, now_ms};
-use crate::{Layout, cgroup, json, layout, names};
+use crate::{Layout, cgroup, json, layout, names, tree};
 
 /// Tries at finding a generated name that is free.
 const NAME_TRIES: usize = 64;
@@ -416,12 +416,7 @@ fn path_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Er
 }
 
 fn remove_tree(directory: &Path) -> Result<(), Error> {
-    match fs::remove_dir_all(directory) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(path_error("remove", directory)(source))
-        }
-        _ => Ok(()),
-    }
+    tree::remove(directory).map_err(path_error("remove", directory))
 }
 
 #[cfg(test)]
