@@ -99,7 +99,7 @@ pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machin
         ports: Arc::new(ports),
         mmio: Arc::new(mmio),
         stop,
-        exits: Arc::new(ExitCounters::default()),
+        exits: vcpus.iter().map(|_| ExitCounters::default()).collect(),
     };
     Ok(Machine {
         vcpus,

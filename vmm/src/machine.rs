@@ -10,7 +10,7 @@ use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::reporter::Reporter;
 use crate::stop::Cause;
 use crate::sys::{GuestVcpu, RunningVcpu};
-use crate::vcpu::{self, Surroundings};
+use crate::vcpu::{self, ExitCounters, Surroundings};
 use crate::vm::Vm;
 
 /// What the kernel prints first when it panics (kernel/panic.c).
@@ -84,7 +84,7 @@ impl Machine {
             detail: "the event loop ended without a cause".into(),
         });
         let cause = recognise_panic(cause, &console_tail, self.reporter.last_doorbell());
-        let exits = self.surroundings.exits.totals();
+        let exits = ExitCounters::totals(&self.surroundings.exits);
         Stopped {
             reason: cause.reason,
             detail: cause.detail,

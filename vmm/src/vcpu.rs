@@ -21,12 +21,15 @@ pub struct Surroundings {
     pub mmio: Arc<Bus>,
     /// Ends the machine.
     pub stop: Arc<StopSignal>,
-    /// Counts the exits of all vCPUs.
-    pub exits: Arc<ExitCounters>,
+    /// Counts the exits of each vCPU.
+    pub exits: Arc<[ExitCounters]>,
 }
 
-/// Exits to this process, by kind. What KVM handles itself (CPUID, most MSRs, HLT, nested page faults) is not among them.
+/// Exits of one vCPU to this process, by kind. What KVM handles itself (CPUID, most MSRs, HLT, nested page faults) is not among them.
+///
+/// Only its thread counts, and on a cache line of its own.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct ExitCounters([AtomicU64; ExitKind::NAMES.len()]);
 
 #[derive(Clone, Copy)]
@@ -57,30 +60,47 @@ impl ExitCounters {
         }
     }
 
-    /// The counts by name, without those that are zero.
+    /// The sums over all vCPUs by name, without those that are zero.
     #[must_use]
-    pub fn totals(&self) -> BTreeMap<String, u64> {
-        let counts = self.0.iter().map(|counter| counter.load(Ordering::Relaxed));
-        let named = ExitKind::NAMES.iter().map(ToString::to_string).zip(counts);
-        named.filter(|(_, count)| *count > 0).collect()
+    pub fn totals(vcpus: &[Self]) -> BTreeMap<String, u64> {
+        let mut totals = BTreeMap::new();
+        for (name, counter) in vcpus
+            .iter()
+            .flat_map(|counters| ExitKind::NAMES.iter().zip(&counters.0))
+        {
+            let count = counter.load(Ordering::Relaxed);
+            if count > 0 {
+                *totals.entry((*name).to_owned()).or_default() += count;
+            }
+        }
+        totals
     }
 }
 
 /// Starts the thread of vCPU `index`; it runs until the machine is told to stop.
 pub(crate) fn start(index: u8, vcpu: GuestVcpu, surroundings: Surroundings) -> io::Result<RunningVcpu> {
-    RunningVcpu::start(format!("vcpu{index}"), vcpu, move |vcpu| run(vcpu, &surroundings))
+    RunningVcpu::start(format!("vcpu{index}"), vcpu, move |vcpu| {
+        run(index, vcpu, &surroundings)
+    })
 }
 
-fn run(vcpu: &mut GuestVcpu, surroundings: &Surroundings) {
+fn run(index: u8, vcpu: &mut GuestVcpu, surroundings: &Surroundings) {
+    let Some(exits) = surroundings.exits.get(usize::from(index)) else {
+        return;
+    };
     while !surroundings.stop.is_set() {
-        if let Err((reason, detail)) = run_once(vcpu, surroundings) {
+        if let Err((reason, detail)) = run_once(vcpu, surroundings, exits) {
             surroundings.stop.stop(reason, detail);
         }
     }
 }
 
-fn run_once(vcpu: &mut GuestVcpu, surroundings: &Surroundings) -> Result<(), (StopReason, String)> {
-    let count = |kind| surroundings.exits.count(kind);
+fn run_once(
+    vcpu: &mut GuestVcpu,
+    surroundings: &Surroundings,
+    exits: &ExitCounters,
+) -> Result<(), (StopReason, String)> {
+    let count = |kind| exits.count(kind);
     match vcpu.run() {
         Ok(VcpuExit::IoOut(port, data)) => {
             count(ExitKind::PortWrite);
@@ -160,11 +180,11 @@ mod tests {
 
     #[test]
     fn counters_have_names() {
-        let counters = ExitCounters::default();
-        counters.count(ExitKind::Other);
-        counters.count(ExitKind::PortRead);
-        counters.count(ExitKind::PortRead);
+        let counters = [ExitCounters::default(), ExitCounters::default()];
+        counters[0].count(ExitKind::Other);
+        counters[0].count(ExitKind::PortRead);
+        counters[1].count(ExitKind::PortRead);
         let expected = [("io_in".to_owned(), 2), ("other".to_owned(), 1)];
-        assert_eq!(counters.totals(), BTreeMap::from(expected));
+        assert_eq!(ExitCounters::totals(&counters), BTreeMap::from(expected));
     }
 }
