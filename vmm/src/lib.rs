@@ -4,6 +4,8 @@
 //! binary `rvm-vmm` is a thin shell around it. It knows nothing of containers: a kernel, an initial ramdisk, disks, a
 //! vsock and a console are all it is told about, and [`event::Event`]s are all it tells.
 
+#![deny(unsafe_code)]
+
 pub mod arch;
 pub mod attach;
 pub mod builder;
@@ -18,6 +20,7 @@ pub mod probe;
 pub mod reporter;
 pub mod resources;
 pub mod stop;
+#[expect(unsafe_code, reason = "all unsafe code of the crate, behind safe signatures")]
 pub mod sys;
 pub mod vcpu;
 pub mod vm;

@@ -4,6 +4,8 @@
 //! name, and runs the machine. It exits with 0 if the guest ended by itself, however, and with 1 if the machine failed;
 //! the last event says which, and a failure is also told on standard error, in one line.
 
+#![forbid(unsafe_code)]
+
 use std::fs::File;
 use std::io::Read;
 use std::process::ExitCode;
