@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{LIMIT, Output, Running, finish};
 use crate::images::{BUSYBOX, DEBIAN, archive};
@@ -78,12 +78,12 @@ impl Rvm {
     /// # Errors
     /// If an image cannot be made or loaded.
     pub fn with_images(isolation: Isolation) -> Result<Self> {
-        static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+        static LOADED: Once = Once::new();
+        static WARM: [Once; 2] = [Once::new(), Once::new()];
         let rvm = Self::at(isolation, scratch()?.join("shared"))?;
-        let loaded = LOADED.get_or_init(|| rvm.load_images().map_err(|error| format!("{error:#}")));
-        if let Err(error) = loaded {
-            bail!("cannot load the test images: {error}");
-        }
+        once(&LOADED, || rvm.load_images()).context("cannot load the test images")?;
+        let warm = &WARM[usize::from(isolation == Isolation::Vm)];
+        once(warm, || rvm.warm_up()).context("cannot run anything")?;
         Ok(rvm)
     }
 
@@ -235,18 +235,24 @@ impl Rvm {
             let output = finish(command, 5 * LIMIT)?;
             ensure!(output.code == 0, "{}", output.describe());
         }
-        // The first run makes what all later ones share: directories, the parent cgroup, the empty writable layer.
-        for isolation in Isolation::ALL {
-            let warm = Self {
-                isolation,
-                base: self.base.clone(),
-                assets: self.assets.clone(),
-            };
-            let output = warm.run([BUSYBOX, "true"])?;
-            ensure!(output.code == 0, "{}", output.describe());
-        }
         Ok(())
     }
+
+    /// The first run makes what all later ones share: directories, the parent cgroup, the empty writable layer.
+    fn warm_up(&self) -> Result<()> {
+        let output = self.run([BUSYBOX, "true"])?;
+        ensure!(output.code == 0, "{}", output.describe());
+        Ok(())
+    }
+}
+
+/// What has been done once for all tests, and how it went.
+type Once = OnceLock<std::result::Result<(), String>>;
+
+fn once(once: &Once, action: impl FnOnce() -> Result<()>) -> Result<()> {
+    once.get_or_init(|| action().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
 }
 
 /// What is tested: a directory that scripts/build-guest made.

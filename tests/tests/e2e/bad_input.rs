@@ -104,7 +104,7 @@ fn a_blob_of_another_size_than_claimed() -> Result<()> {
         let layout = Layout::with("hostile:test", &[good_layer()], |manifest| {
             manifest["layers"][0]["size"] = json!(size);
         })?;
-        refused(&format!("claims {size} bytes"), &layout.pack(), "size")?;
+        refused(&format!("claims {size} bytes"), &layout.pack(), "bytes")?;
     }
     Ok(())
 }

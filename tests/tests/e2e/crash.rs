@@ -30,21 +30,19 @@ fn moment(limit: u64) -> u64 {
     RandomState::new().build_hasher().finish() % limit
 }
 
-/// The processes of one kind among those that `rvm run` has started.
+/// The processes of one kind; no other test's are there.
 fn victims(kind: &str, cli: i32) -> Result<Vec<Process>> {
-    let below = processes::descendants(cli)?;
-    let all = processes::all()?;
-    Ok(match kind {
-        "cli" => all.get(&cli).cloned().into_iter().collect(),
-        "vmm" => all
-            .into_values()
-            .filter(|process| process.name == "rvm-vmm")
-            .collect(),
-        _ => below
-            .into_iter()
-            .filter(|process| process.name.starts_with("rvm"))
-            .collect(),
-    })
+    let is_victim = |process: &Process| match kind {
+        "command" => process.pid == cli,
+        "vmm" => process.name == "rvm-vmm",
+        _ => {
+            process.name == "rvm"
+                && processes::arguments(process.pid)
+                    .iter()
+                    .any(|word| word == "supervise")
+        }
+    };
+    Ok(processes::all()?.into_values().filter(is_victim).collect())
 }
 
 /// Starts a workload, kills what `kind` names at a random moment, and asks rvm what is left.
@@ -55,7 +53,7 @@ fn round(rvm: &Rvm, kind: &str) -> Result<()> {
     let mut running = Running::start(command)?;
     let cli = running.pid()?.as_raw_nonzero().get();
     let_pass(Duration::from_millis(moment(window(rvm))));
-    if kind != "cli" {
+    if kind != "command" {
         wait_until("there is something to kill", LIMIT, || {
             Ok(!victims(kind, cli)?.is_empty())
         })?;
@@ -63,7 +61,7 @@ fn round(rvm: &Rvm, kind: &str) -> Result<()> {
     for victim in victims(kind, cli)? {
         processes::kill(victim.pid)?;
     }
-    if kind != "cli" {
+    if kind != "command" {
         wait_until("the command has noticed", LIMIT, || Ok(!running.is_running()?))?;
     }
     // The truth: what is listed as running has a workload, and nothing else has.
@@ -106,7 +104,7 @@ fn rounds(rvm: &Rvm, kind: &str) -> Result<()> {
 
 both_modes! {
     fn killed_command(rvm) {
-        rounds(rvm, "cli")?;
+        rounds(rvm, "command")?;
     }
 
     fn killed_supervisor(rvm) {

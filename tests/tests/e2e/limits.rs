@@ -40,7 +40,7 @@ both_modes! {
 
     fn less_memory_than_anything_needs_is_refused(rvm) {
         rvm.run(["-m", "1m", BUSYBOX, "true"])?.failed(125, &["memory"]);
-        rvm.run(["-m", "0", BUSYBOX, "true"])?.code(0);
+        rvm.run(["-m", "0", BUSYBOX, "true"])?.failed(125, &["memory"]);
     }
 }
 

@@ -46,12 +46,9 @@ both_modes! {
     }
 
     fn the_workload_is_pid_1(rvm) {
-        let output = rvm.run([BUSYBOX, "sh", "-c", "echo $$ $(cat /proc/1/comm); ls -d /proc/[0-9]*"])?.ok();
-        let text = output.text();
-        let lines = text.lines().collect::<Vec<_>>();
-        assert_eq!(lines[0], "1 sh");
-        // Nobody else's processes: the shell itself and the ls.
-        assert_eq!(lines[1..].len(), 2, "{text}");
+        // The shell lists /proc before it starts anything else: nobody else's processes are there.
+        let output = rvm.run([BUSYBOX, "sh", "-c", "echo $$ $(cat /proc/1/comm); echo /proc/[0-9]*"])?.ok();
+        assert_eq!(output.text(), "1 sh\n/proc/1");
     }
 
     fn rights_are_dockers(rvm) {
@@ -72,7 +69,7 @@ both_modes! {
 
     fn what_docker_forbids_is_forbidden(rvm) {
         for command in ["mount -t tmpfs none /tmp", "mknod /tmp/sda b 8 0 && cat /tmp/sda", "echo b >/proc/sysrq-trigger",
-            "cat /proc/kcore", "echo 1 >/proc/sys/kernel/panic", "hostname other", "unshare -m true"]
+            "head -c 1 /proc/kcore | grep -q .", "echo 1 >/proc/sys/kernel/panic", "hostname other", "unshare -m true"]
         {
             let output = rvm.run([BUSYBOX, "sh", "-c", command])?;
             assert_ne!(output.code, 0, "{command} was allowed\n{}", output.describe());
@@ -81,7 +78,7 @@ both_modes! {
 
     fn namespaces_are_its_own(rvm) {
         let own = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
-        let inside = rvm.run([BUSYBOX, "sh", "-c", "cd /proc/self/ns; readlink cgroup ipc mnt net pid uts"])?.ok();
+        let inside = rvm.run([BUSYBOX, "sh", "-c", "cd /proc/self/ns; for n in cgroup ipc mnt net pid uts; do readlink $n; done"])?.ok();
         for (name, link) in own.iter().zip(inside.text().lines()) {
             let outside = std::fs::read_link(format!("/proc/self/ns/{name}"))?;
             if rvm.isolation() == Isolation::Container {
