@@ -1,12 +1,18 @@
 //! Guest memory: how it is laid out around the hole below 4 GiB, and where it comes from.
 //!
 //! It is private anonymous memory without a swap reservation. Nothing else maps it: devices copy between it and the
-//! host's files and sockets, so it needs no shared mapping, and a private one takes huge pages by the host's ordinary
-//! policy and lets a saved machine be mapped copy-on-write in its place.
+//! host's files and sockets, so it needs no shared mapping, and a private one takes huge pages and lets a saved machine
+//! be mapped copy-on-write in its place.
+//!
+//! Huge pages are asked for, and addresses here and in the guest agree modulo their size, without which KVM could not
+//! map them: a boot touches a few thousand small pages, and each costs an exit. The price is that memory is taken 2 MiB at
+//! a time.
 //!
 //! This is the only module that names the vm-memory crate, so that a move to another of its generations stays small.
 
 use std::io;
+
+use crate::sys;
 
 pub use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestMemory as GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
@@ -17,6 +23,15 @@ pub type VolatileSlice<'a> = vm_memory::VolatileSlice<'a>;
 
 /// All memory of one guest. Clones share the same memory.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// A contiguous part of guest memory.
+type GuestRegion = vm_memory::GuestRegionMmap<()>;
+
+/// The mapping behind it.
+pub type Mapping = vm_memory::MmapRegion<()>;
+
+/// Describes a mapping to be made of an existing one.
+pub type MappingBuilder = vm_memory::mmap::MmapRegionBuilder<()>;
 
 /// Start of the hole in which devices live; memory below it is contiguous from address 0.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -66,10 +81,16 @@ pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
         .map(|(start, bytes)| Ok((GuestAddress(start), usize::try_from(bytes)?)))
         .collect::<Result<Vec<_>, std::num::TryFromIntError>>()
         .map_err(|_| MemoryError::Size { mib })?;
-    GuestMemory::from_ranges(&ranges).map_err(|error| MemoryError::Map {
-        mib,
-        source: io::Error::other(error),
-    })
+    let failed = |source| MemoryError::Map { mib, source };
+    let regions = ranges
+        .into_iter()
+        .map(|(start, bytes)| {
+            let region = sys::map_guest_memory(bytes)?;
+            GuestRegion::new(region, start).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+        })
+        .collect::<io::Result<Vec<_>>>()
+        .map_err(failed)?;
+    GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))
 }
 
 /// End of the memory that lies below the hole, which is where the kernel and its ramdisk go.

@@ -19,7 +19,45 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::lock;
-use crate::memory::{GuestMemory, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
+use crate::memory::{
+    GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Mapping, MappingBuilder, VolatileSlice,
+};
+
+/// Size of a huge page on x86-64.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Maps private anonymous memory for a guest: it begins at a multiple of [`HUGE_PAGE_BYTES`], huge pages are asked for, and
+/// nothing of it is there before it is touched. It stays mapped as long as the process lives, as a machine does.
+///
+/// # Errors
+/// Those of `mmap(2)`, and `InvalidInput` for a size that overflows.
+pub fn map_guest_memory(bytes: usize) -> io::Result<Mapping> {
+    let length = bytes
+        .checked_add(HUGE_PAGE_BYTES)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    let (protection, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    );
+    // SAFETY: without MAP_FIXED, no existing mapping is touched.
+    let address = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let slack = address.align_offset(HUGE_PAGE_BYTES).min(HUGE_PAGE_BYTES);
+    // SAFETY: the mapping is HUGE_PAGE_BYTES longer than `bytes`, so that `bytes` follow `slack` within it.
+    let start = unsafe { address.byte_add(slack) };
+    // A host without huge pages answers EINVAL, and small ones do.
+    // SAFETY: the range is within the mapping; the advice changes no content.
+    let _ = unsafe { libc::madvise(start, bytes, libc::MADV_HUGEPAGE) };
+    let builder = MappingBuilder::new(bytes)
+        .with_mmap_prot(protection)
+        .with_mmap_flags(flags);
+    // SAFETY: `start` and `bytes` lie within the mapping made above, which nothing unmaps.
+    unsafe { builder.with_raw_mmap_pointer(start.cast()) }
+        .build()
+        .map_err(io::Error::other)
+}
 
 /// The descriptors that this process was started with, above standard error.
 ///
