@@ -31,8 +31,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
 const MAY_BE_UNSAFE: [(&str, &[&str]); 3] = [
     ("agent", &["sys.rs"]),
     ("isolation", &["sys.rs"]),
-    // KVM_SET_USER_MEMORY_REGION lends guest memory to the kernel, and KVM_RUN's shared page is read through a pointer.
-    ("vmm", &["sys.rs", "memory.rs", "vm.rs", "vcpu.rs"]),
+    ("vmm", &["sys.rs", "memory.rs"]),
 ];
 
 /// Lines of a source file, tests included.
@@ -128,11 +127,12 @@ fn every_crate_is_known_here() -> Result<()> {
 
 #[test]
 fn unsafe_code_has_its_places() -> Result<()> {
-    let word = concat!("uns", "afe");
+    // As a keyword: not in a comment, a lint's name or a text.
+    let keywords =
+        ["{", "fn ", "impl ", "trait ", "extern "].map(|next| format!("{} {next}", concat!("uns", "afe")));
     let is_unsafe = |line: &str| {
         let code = line.split("//").next().unwrap_or(line);
-        code.split(|c: char| !c.is_alphanumeric() && c != '_')
-            .any(|part| part == word)
+        keywords.iter().any(|keyword| code.contains(keyword))
     };
     let mut faults = Vec::new();
     for (path, text) in sources()? {
