@@ -1,7 +1,7 @@
 //! The host's side of cgroups: `PARENT/ID/{supervisor,payload}` below one directory of rvm's own.
 //!
-//! `payload` holds the workload in container mode and the VMM in VM mode. The supervisor has a cgroup of its own so
-//! that the limits and the end of the payload never reach it. What happens inside `payload` is the isolation crate's.
+//! `payload` holds the workload in container mode; a virtual machine's limits are enforced inside it, and its VMM runs
+//! beside the supervisor. The supervisor has a cgroup of its own so that the payload's limits never reach it. What happens inside `payload` is the isolation crate's.
 
 use std::fs;
 use std::io;
@@ -95,16 +95,27 @@ impl ContainerCgroup {
             return Err(Error::ControllersMissing(missing.join(", ")));
         }
         let mount = mount_point()?;
-        let origin = current()?;
         let parent = mount.join(PARENT);
-        let directory = parent.join(id);
-        let supervisor = directory.join("supervisor");
+        let cgroup = Self {
+            directory: parent.join(id),
+            origin: current()?,
+        };
+        match cgroup.fill(&[mount, &parent, &cgroup.directory]) {
+            Ok(()) => Ok(cgroup),
+            Err(error) => {
+                // The supervisor must be out of it before the next clean-up kills what is in it. What went wrong first is
+                // what the person needs to know.
+                let _ = cgroup.end();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, levels: &[&Path]) -> Result<(), Error> {
+        let supervisor = self.directory.join("supervisor");
         fs::create_dir_all(&supervisor).map_err(path_error("create", &supervisor))?;
         join(&supervisor)?;
-        for level in [mount, &parent, &directory] {
-            enable_controllers(level)?;
-        }
-        Ok(Self { directory, origin })
+        levels.iter().try_for_each(|level| enable_controllers(level))
     }
 
     /// The payload's cgroup, which the isolation crate makes and removes.
@@ -161,6 +172,12 @@ fn enable_controllers(directory: &Path) -> Result<(), Error> {
     }
     let path = directory.join("cgroup.subtree_control");
     fs::write(&path, missing.join(" ")).map_err(path_error("write", &path))
+}
+
+/// Whether a container has cgroups.
+#[must_use]
+pub fn exists(id: &str) -> bool {
+    mount_point().is_ok_and(|mount| mount.join(PARENT).join(id).exists())
 }
 
 /// Kills everything in a container's cgroups and removes them. Succeeds where there are none.

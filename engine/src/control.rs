@@ -6,6 +6,8 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
 
 use rvm_protocol::{FrameError, Stream, read_frame, write_frame};
 use serde::{Deserialize, Serialize};
@@ -88,12 +90,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to the supervisor whose run directory this is.
+    /// Connects to the supervisor whose run directory this is. Waiting for an event fails after `limit`.
     ///
     /// # Errors
     /// As [`Error`] says.
-    pub fn open(run_directory: &std::path::Path) -> Result<Self, Error> {
+    pub fn open(run_directory: &Path, limit: Duration) -> Result<Self, Error> {
         let stream = socket::connect(&run_directory.join(SOCKET)).map_err(Error::Connect)?;
+        stream.set_read_timeout(Some(limit)).map_err(Error::Connect)?;
         write_frame(&stream, &Hello { version: VERSION })?;
         match read_frame(&stream)? {
             Event::Welcome { .. } => Ok(Self { stream }),

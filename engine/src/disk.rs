@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, SeekFrom, flock};
 
+use crate::names;
+
 /// Capacity. Sparse: only what the workload writes takes space on the host.
 const BYTES: u64 = 10 << 30;
 
@@ -73,13 +75,27 @@ fn template(cache: &Path) -> Result<PathBuf, Error> {
     if path.exists() {
         return Ok(path);
     }
-    let partial = path.with_extension("new");
-    create(&partial)
-        .and_then(|file| file.set_len(BYTES))
-        .map_err(failed)?;
+    remove_leftovers(cache).map_err(failed)?;
+    // A name of its own each time: the mkfs.ext4 of a command that was killed may still be writing.
+    let partial = cache.join(format!("writable-{}.new", names::new_id()));
+    let file = create(&partial).map_err(failed)?;
+    file.set_len(BYTES).map_err(failed)?;
     make_file_system(&partial)?;
+    // What is copied for every container must have reached the disk before it has its name.
+    file.sync_all().map_err(failed)?;
     fs::rename(&partial, &path).map_err(failed)?;
     Ok(path)
+}
+
+/// Removes what commands that were killed have left. The caller holds the lock.
+fn remove_leftovers(cache: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "new") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn make_file_system(path: &Path) -> Result<(), Error> {

@@ -1,16 +1,20 @@
 //! The operations behind the commands.
 
+use std::env;
 use std::fs::File;
 use std::io;
 use std::net::Shutdown;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use rvm_images::{Image, Store as ImageStore};
+use rustix::fs::{FlockOperation, flock};
+use rvm_images::{Digest, Image, Removed, Store as ImageStore};
 
 use crate::control::{self, Connection, Event};
 use crate::record::{ImageReference, Isolation, Layer, Machine, Record, State, VERSION, now_ms};
@@ -20,6 +24,15 @@ use crate::{Layout, cgroup, disk, kvm, layout, memory, names, spec};
 
 /// Virtual CPUs where nobody asked for a number.
 const DEFAULT_VCPUS: u8 = 4;
+
+/// A supervisor that was told to kill its container has done so within this.
+const KILL_LIMIT: Duration = Duration::from_secs(20);
+
+/// Another command has looked at a container within this.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// Time between two tries.
+const TURN: Duration = Duration::from_millis(5);
 
 /// The containers and images of one installation.
 #[derive(Debug)]
@@ -99,9 +112,12 @@ pub enum Error {
     /// The container runs and was not to be killed.
     #[error("container {0} is running")]
     Running(String),
-    /// The log could not be read.
-    #[error("cannot read the log of container {0}")]
-    Log(String, #[source] io::Error),
+    /// The container's supervisor cannot be ended.
+    #[error("container {0} does not end: its supervisor does not answer and cannot be killed")]
+    Stuck(String),
+    /// The root directory could not be locked.
+    #[error("cannot lock the root directory")]
+    Lock(#[source] io::Error),
 }
 
 impl Error {
@@ -113,12 +129,12 @@ impl Error {
                 Some("`rvm images` lists what is there; `rvm load -i FILE` brings in an archive".to_owned())
             }
             Self::Kvm(error) => Some(error.hint().to_owned()),
-            Self::Cgroup(_) => Some(
+            Self::Cgroup(cgroup::Error::NotMounted | cgroup::Error::ControllersMissing(_)) => Some(
                 "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1); `rvm doctor` shows what is missing"
                     .to_owned(),
             ),
             Self::NotRoot => Some("use sudo".to_owned()),
-            Self::Disk(_) => Some("install the package e2fsprogs".to_owned()),
+            Self::Disk(disk::Error::Run(_)) => Some("install the package e2fsprogs".to_owned()),
             Self::Running(name) => Some(format!("`rvm rm -f {name}` kills it first")),
             Self::Store(store::Error::NameTaken(name)) => {
                 Some(format!("`rvm rm {name}` removes the container that has it"))
@@ -220,8 +236,9 @@ impl Engine {
     /// # Errors
     /// As [`Error`] says.
     pub fn create(&self, request: &Request) -> Result<Created, Error> {
-        let image = self.images()?.resolve(&request.image)?;
         let machine = self.require(request)?;
+        let _images_stay = self.lock_images(FlockOperation::LockShared)?;
+        let image = self.images()?.resolve(&request.image)?;
         let reservation = self.store.reserve(request.name.as_deref())?;
         let short = reservation.id[..names::SHORT_ID].to_owned();
         let mut options = request.options.clone();
@@ -286,7 +303,7 @@ impl Engine {
                 kvm::require(&self.layout)?;
                 disk::prepare(&self.layout.cache())?;
                 let vcpus = wanted.unwrap_or(available.min(DEFAULT_VCPUS.into()));
-                let limit = request.options.memory_bytes.unwrap_or(memory::DEFAULT_LIMIT);
+                let limit = request.options.memory_bytes.unwrap_or_else(memory::default_limit);
                 let memory_mib = machine_memory(limit)?;
                 let vcpus = u8::try_from(vcpus).map_err(|_| Error::TooManyCpus {
                     wanted: vcpus,
@@ -332,7 +349,14 @@ impl Engine {
 
     fn spawn_supervisor(&self, id: &str, directory: &Path, channel: UnixStream) -> io::Result<Child> {
         let errors = File::create(directory.join("supervisor.log"))?;
-        Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        if let Some(assets) = env::var_os(layout::ASSETS_VARIABLE) {
+            // The supervisor's working directory is the root.
+            command.env(layout::ASSETS_VARIABLE, std::path::absolute(assets)?);
+        }
+        // A process group of its own: the terminal's signals are for the command, which forwards them.
+        command
+            .process_group(0)
             .arg("--root")
             .arg(self.layout.root())
             .arg("--run")
@@ -351,6 +375,8 @@ impl Engine {
     /// [`Error::Running`] without `force`; [`Error::Store`].
     pub fn remove(&self, wanted: &str, force: bool) -> Result<Record, Error> {
         let record = self.store.find(wanted)?;
+        // Without force only a command that looks at the container for a moment is waited for.
+        let deadline = Instant::now() + if force { KILL_LIMIT } else { GLANCE };
         loop {
             match self.store.own(&record.id) {
                 Ok(Some(owned)) => {
@@ -358,8 +384,16 @@ impl Engine {
                     self.store.remove(&owned, &current)?;
                     return Ok(record);
                 }
-                Ok(None) if !force => return Err(Error::Running(record.name)),
-                Ok(None) => self.kill(&record)?,
+                Ok(None) if Instant::now() < deadline => self.press(&record, force)?,
+                Ok(None) if force => {
+                    // Its supervisor does not answer: end that too. The next turn finds the lock free.
+                    self.store.clean_up(&record.id)?;
+                    thread::sleep(GLANCE);
+                    if self.store.own(&record.id)?.is_none() {
+                        return Err(Error::Stuck(record.name));
+                    }
+                }
+                Ok(None) => return Err(Error::Running(record.name)),
                 Err(store::Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                     return Ok(record);
                 }
@@ -368,17 +402,24 @@ impl Engine {
         }
     }
 
-    /// Kills a container and waits until its supervisor has put its end on record.
-    fn kill(&self, record: &Record) -> Result<(), Error> {
-        let connection = match Connection::open(&self.store.run_directory(&record.id)) {
-            Ok(connection) => connection,
-            // Between taking the lock and listening, or between the end and the exit: it will not be long.
-            Err(_) => {
-                thread::sleep(std::time::Duration::from_millis(5));
+    /// Brings a container that somebody owns nearer to its removal: kills it if that is wanted, cuts the output that
+    /// keeps one that has ended, and waits for its supervisor's last word.
+    fn press(&self, record: &Record, force: bool) -> Result<(), Error> {
+        match record.state {
+            State::Running { .. } if !force => return Err(Error::Running(record.name.clone())),
+            State::Created if !force => {
+                thread::sleep(TURN);
                 return Ok(());
             }
+            _ => {}
+        }
+        let Ok(connection) = Connection::open(&self.store.run_directory(&record.id), KILL_LIMIT) else {
+            // Between taking the lock and listening, or between the end and the exit: it will not be long.
+            thread::sleep(TURN);
+            return Ok(());
         };
-        connection.send(&control::Request::Kill)?;
+        // A supervisor that ends by itself meanwhile has closed its end.
+        let _ = connection.send(&control::Request::Kill);
         while let Ok(event) = connection.next() {
             if matches!(event, Event::Ended { .. }) {
                 break;
@@ -397,16 +438,28 @@ impl Engine {
         Ok((record, directory))
     }
 
-    /// Which container uses an image, for refusing to remove it.
+    /// Removes a name of an image, and with its last name the image, unless a container uses it.
     ///
     /// # Errors
-    /// [`Error::Store`].
-    pub fn users_of_images(&self) -> Result<Vec<(String, String)>, Error> {
-        let records = self.store.entries()?;
-        Ok(records
-            .into_iter()
-            .map(|record| (record.image.id, record.name))
-            .collect())
+    /// [`Error::Image`], [`Error::Store`].
+    pub fn remove_image(&self, wanted: &str, force: bool) -> Result<Removed, Error> {
+        let _no_new_users = self.lock_images(FlockOperation::LockExclusive)?;
+        let users = self.store.entries()?;
+        let in_use = |id: &Digest| {
+            let id = id.to_string();
+            users
+                .iter()
+                .find(|record| record.image.id == id)
+                .map(|record| format!("container {}", record.name))
+        };
+        Ok(self.images()?.remove(wanted, &in_use, force)?)
+    }
+
+    /// Keeps images from being removed between being looked up and being on a container's record.
+    fn lock_images(&self, operation: FlockOperation) -> Result<File, Error> {
+        let root = File::open(self.layout.root()).map_err(Error::Lock)?;
+        flock(&root, operation).map_err(|error| Error::Lock(error.into()))?;
+        Ok(root)
     }
 }
 

@@ -62,11 +62,12 @@ impl Error {
 #[serde(deny_unknown_fields)]
 struct Verdict {
     boot_id: String,
-    /// Empty where KVM conforms.
-    reasons: Vec<String>,
+    conforming: bool,
 }
 
 /// Checks that a virtual machine can run, by the verdict on record or by a probe.
+///
+/// Two commands may write the record at once; both write the same.
 ///
 /// # Errors
 /// As [`Error`] says.
@@ -78,29 +79,27 @@ pub fn require(layout: &Layout) -> Result<(), Error> {
     })?;
     let path = layout.run().join("kvm.json");
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let reasons = match recorded(&path, &boot_id) {
-        Some(reasons) => reasons,
-        None => {
-            let reasons = rvm_vmm::probe::probe(&device).map_err(Error::Probe)?.reasons;
-            // Only saves the next command some milliseconds; where it cannot be written, that one probes again.
-            let _ = json::write(
-                &path,
-                &Verdict {
-                    boot_id,
-                    reasons: reasons.clone(),
-                },
-            );
-            reasons
-        }
-    };
-    if reasons.is_empty() {
-        Ok(())
-    } else {
-        Err(Error::NonConforming(reasons.join("; ")))
+    if known_to_conform(&path, &boot_id) {
+        return Ok(());
     }
+    let reasons = rvm_vmm::probe::probe(&device).map_err(Error::Probe)?.reasons;
+    if !reasons.is_empty() {
+        // Not kept: it may have been a busy moment, or be mended without a restart.
+        return Err(Error::NonConforming(reasons.join("; ")));
+    }
+    // Only saves the next command some milliseconds; where it cannot be written, that one probes again.
+    let _ = json::write(
+        &path,
+        &Verdict {
+            boot_id,
+            conforming: true,
+        },
+    );
+    Ok(())
 }
 
-fn recorded(path: &Path, boot_id: &str) -> Option<Vec<String>> {
-    let verdict: Verdict = json::read(path).ok()?;
-    (!boot_id.is_empty() && verdict.boot_id == boot_id).then_some(verdict.reasons)
+fn known_to_conform(path: &Path, boot_id: &str) -> bool {
+    let same_boot =
+        |verdict: Verdict| !boot_id.is_empty() && verdict.boot_id == boot_id && verdict.conforming;
+    json::read(path).is_ok_and(same_boot)
 }

@@ -28,3 +28,4 @@ mod tree;
 pub use engine::{Attachment, Created, Engine, Error, Request, RunEnd, close_stdin};
 pub use json::Error as JsonError;
 pub use layout::{ASSETS_VARIABLE, Asset, Error as LayoutError, Layout};
+pub use supervisor::printable;

@@ -8,6 +8,14 @@ pub const MIB: u64 = 1 << 20;
 /// A virtual machine's workload gets this much where no limit was asked for.
 pub const DEFAULT_LIMIT: u64 = 1024 * MIB;
 
+/// [`DEFAULT_LIMIT`], or half of what a smaller host has.
+#[must_use]
+pub fn default_limit() -> u64 {
+    host_mib().map_or(DEFAULT_LIMIT, |mib| {
+        DEFAULT_LIMIT.min(mib.saturating_mul(MIB) / 2)
+    })
+}
+
 /// What the guest kernel and agent need beside the workload: text and data, and their share that does not grow.
 const GUEST_BASE: u64 = 64 * MIB;
 

@@ -120,6 +120,19 @@ pub struct Exited {
     pub finished_ms: u64,
 }
 
+impl Exited {
+    /// The end of a container whose supervisor was killed, and the workload with it.
+    #[must_use]
+    pub fn killed() -> Self {
+        Self {
+            code: 137,
+            out_of_memory: false,
+            error: Some("the supervisor was killed".to_owned()),
+            finished_ms: now_ms(),
+        }
+    }
+}
+
 /// Milliseconds since the epoch; 0 on a machine whose clock stands before it.
 #[must_use]
 pub fn now_ms() -> u64 {

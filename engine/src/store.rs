@@ -14,7 +14,7 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 
-use crate::record::{Exited, Record, State, VERSION, now_ms};
+use crate::record::{Exited, Record, State, VERSION};
 use crate::{Layout, cgroup, json, layout, names, tree};
 
 /// Tries at finding a generated name that is free.
@@ -173,7 +173,8 @@ impl Store {
         // Shared: whoever removes half-made directories takes it exclusively, and so never sees one without its lock.
         let guard = self.guard(FlockOperation::LockShared)?;
         layout::create_private(&directory).map_err(path_error("create", &directory))?;
-        let owned = Self::try_own(&directory)?.ok_or_else(|| Error::NotFound(id.clone()))?;
+        // Another command may look at the new directory for a moment.
+        let owned = Self::wait_to_own(&directory)?;
         drop(guard);
         match self.reserve_name(&id, name) {
             Ok(name) => Ok(Reservation { id, name, owned }),
@@ -322,22 +323,24 @@ impl Store {
         Ok(())
     }
 
+    /// Puts right what a supervisor left that was killed: at any moment between making its sockets' directory, the first
+    /// thing it does, and removing that, the last.
     fn repair(&self, owned: &Owned, mut record: Record) -> Result<Option<Record>, Error> {
-        if let State::Running { .. } = record.state {
+        if self.run_directory(&record.id).exists() || cgroup::exists(&record.id) {
             self.clean_up(&record.id)?;
-            record.state = State::Exited(Exited {
-                code: 137,
-                out_of_memory: false,
-                error: Some("the supervisor was killed".to_owned()),
-                finished_ms: now_ms(),
-            });
-            if !record.auto_remove {
-                owned.write_record(&record)?;
+            if !matches!(record.state, State::Exited(_)) {
+                record.state = State::Exited(Exited::killed());
             }
+        } else if let State::Running { .. } = record.state {
+            // The machine was restarted.
+            record.state = State::Exited(Exited::killed());
         }
         if record.auto_remove {
             self.remove(owned, &record)?;
             return Ok(None);
+        }
+        if owned.read_record()?.state != record.state {
+            owned.write_record(&record)?;
         }
         Ok(Some(record))
     }
@@ -360,6 +363,16 @@ impl Store {
     /// [`Error::Path`], also where the directory is gone.
     pub fn own(&self, id: &str) -> Result<Option<Owned>, Error> {
         Self::try_own(&self.directory(id))
+    }
+
+    fn wait_to_own(directory: &Path) -> Result<Owned, Error> {
+        let lock = File::open(directory).map_err(path_error("open", directory))?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|error| path_error("lock", directory)(error.into()))?;
+        Ok(Owned {
+            directory: directory.to_owned(),
+            lock,
+        })
     }
 
     fn try_own(directory: &Path) -> Result<Option<Owned>, Error> {
@@ -422,7 +435,7 @@ fn remove_tree(directory: &Path) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{ImageReference, Isolation};
+    use crate::record::{ImageReference, Isolation, now_ms};
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();

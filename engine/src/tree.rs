@@ -22,6 +22,13 @@ pub(crate) fn remove(directory: &Path) -> io::Result<()> {
 }
 
 fn remove_existing(directory: &Path) -> io::Result<()> {
+    // Files first: on a full disk there is no room for another directory.
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            fs::remove_file(entry.path())?;
+        }
+    }
     let flat = directory.join(FLAT);
     match fs::create_dir(&flat) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -36,7 +36,8 @@ fn table(records: &[Record], no_trunc: bool) -> Table {
         "NAMES",
     ]);
     for record in records {
-        let command = record.command.join(" ");
+        // The image chose it: control characters are not for the terminal.
+        let command = record.command.join(" ").escape_debug().to_string();
         table.row([
             id(record, no_trunc),
             record.image.name.clone(),

@@ -115,14 +115,16 @@ fn attach(attachment: Attachment, mut signals: Signals, interactive: bool) -> Re
         control,
     )?;
     let end = attachment.wait();
-    for thread in [stdout, stderr] {
-        // A panic aborts the process, so joining cannot fail.
-        let _ = thread.join();
-    }
+    // A panic aborts the process, so joining cannot fail.
+    let delivered = [stdout, stderr].map(|thread| thread.join().unwrap_or(false));
     if let Some(error) = end.error {
         output::complaint(&error);
     }
-    Ok(end.code)
+    Ok(if end.code == 0 && delivered.contains(&false) {
+        super::USAGE
+    } else {
+        end.code
+    })
 }
 
 fn forward_signals(signals: &mut Signals, control: &Connection) {
@@ -143,22 +145,27 @@ fn send_input(stdin: &UnixStream) {
     let _ = close_stdin(stdin);
 }
 
-/// Copies one of the workload's streams until its end. Where nobody reads this process' output any more, the workload
+/// Copies one of the workload's streams until its end; the thread says whether all of it could be delivered. Where nobody reads this process' output any more, the workload
 /// is to find its own closed, as at the head of a pipeline.
 fn receive(
     stream: Stream,
     source: &UnixStream,
     target: io::Result<OwnedFd>,
     control: &Connection,
-) -> Result<thread::JoinHandle<()>> {
+) -> Result<thread::JoinHandle<bool>> {
     let mut source = source.try_clone().context("cannot connect an output stream")?;
     let mut target = std::fs::File::from(target.context("cannot use an output stream")?);
     let control = control.try_clone()?;
     Ok(thread::spawn(move || {
-        if copy(&mut source, &mut target).is_err() {
+        let copied = copy(&mut source, &mut target);
+        if let Err(error) = &copied {
+            if error.kind() != io::ErrorKind::BrokenPipe {
+                output::complaint(&format!("cannot write the container's output: {error}"));
+            }
             // Where the supervisor is gone, so is the workload.
             let _ = control.send(&ControlRequest::CloseOutput { stream });
         }
+        copied.is_ok() || output::reader_is_gone(&copied)
     }))
 }
 

@@ -35,8 +35,10 @@ pub(crate) fn error(error: &anyhow::Error) {
     }
 }
 
-/// Prints one complaint. There is nowhere to report that standard error cannot be written to.
+/// Prints one complaint. It may quote an image or a guest, whose control characters are not for the terminal. There is
+/// nowhere to report that standard error cannot be written to.
 pub(crate) fn complaint(text: &str) {
+    let text = rvm_engine::printable(text);
     let _ = writeln!(io::stderr(), "rvm: {text}");
 }
 

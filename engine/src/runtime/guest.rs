@@ -16,6 +16,12 @@ use rvm_protocol::{
 /// a loaded host is slow.
 const GREETING_LIMIT: Duration = Duration::from_secs(20);
 
+/// A request is taken within this.
+const SEND_LIMIT: Duration = Duration::from_secs(5);
+
+/// A container is made and started within this, or the guest is lost.
+const REQUEST_LIMIT: Duration = Duration::from_secs(60);
+
 /// Why the guest could not be talked to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -90,6 +96,10 @@ impl Address {
     pub(crate) fn control(&self) -> Result<Control, Error> {
         let stream = self.connect(Purpose::Control)?;
         let writer = stream.try_clone().map_err(Error::Connect)?;
+        // A guest that does not read must not hold up whoever sends a signal, nor the end.
+        writer
+            .set_write_timeout(Some(SEND_LIMIT))
+            .map_err(Error::Connect)?;
         Ok(Control {
             reader: stream,
             writer: Arc::new(Mutex::new(writer)),
@@ -128,7 +138,12 @@ impl Control {
 
     fn request(&self, request: &Request) -> Result<(), Error> {
         send(&self.writer, request)?;
-        match read_frame(&self.reader)? {
+        self.reader
+            .set_read_timeout(Some(REQUEST_LIMIT))
+            .map_err(Error::Connect)?;
+        let answer = read_frame(&self.reader)?;
+        self.reader.set_read_timeout(None).map_err(Error::Connect)?;
+        match answer {
             Event::Done => Ok(()),
             Event::Failed(failure) => Err(Error::Failed(failure)),
             Event::Exited { .. } => Err(Error::Unexpected),

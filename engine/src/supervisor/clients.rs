@@ -1,5 +1,6 @@
 //! Commands that are connected to a supervisor, and what they may ask for at each point of the container's life.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -55,7 +56,9 @@ struct Shared {
     phase: Phase,
     /// The signal by which a command ended the container before, or instead of, its workload's own end.
     ended_by: Option<u8>,
-    connections: Vec<UnixStream>,
+    connections: BTreeMap<u64, UnixStream>,
+    /// Number of the next connection.
+    next: u64,
 }
 
 /// What a signal means.
@@ -72,7 +75,8 @@ impl Clients {
         let shared = Shared {
             phase: Phase::Starting(Vec::new()),
             ended_by: None,
-            connections: Vec::new(),
+            connections: BTreeMap::new(),
+            next: 0,
         };
         let clients = Arc::new(Self {
             shared: Mutex::new(shared),
@@ -129,7 +133,10 @@ impl Clients {
     /// The workload runs: signals that waited are sent, and everybody is told.
     pub(super) fn started(&self, signaller: Signaller) {
         let Some(mut shared) = self.lock() else { return };
-        if let Phase::Starting(waiting) = &shared.phase {
+        if shared.ended_by.is_some() {
+            // It came too late for the start to be given up.
+            signaller.kill();
+        } else if let Phase::Starting(waiting) = &shared.phase {
             waiting.iter().for_each(|signal| signaller.signal(*signal));
         }
         shared.phase = Phase::Running(signaller);
@@ -141,7 +148,7 @@ impl Clients {
     /// a socket's buffer.
     pub(super) fn broadcast(&self, event: &Event) {
         if let Some(shared) = self.lock() {
-            for connection in &shared.connections {
+            for connection in shared.connections.values() {
                 let _ = write_frame(connection, event);
             }
         }
@@ -152,12 +159,17 @@ impl Clients {
         let Some(mut shared) = self.lock() else {
             return Ok(());
         };
-        shared.connections.push(stream.try_clone()?);
+        let number = shared.next;
+        shared.next += 1;
+        shared.connections.insert(number, stream.try_clone()?);
         drop(shared);
         let clients = Arc::clone(self);
         thread::spawn(move || {
             while let Ok(request) = read_frame(&stream) {
                 clients.handle(&request);
+            }
+            if let Some(mut shared) = clients.lock() {
+                shared.connections.remove(&number);
             }
         });
         Ok(())

@@ -35,9 +35,6 @@ pub enum Error {
     /// The container's files could not be used.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The session could not be left.
-    #[error("cannot leave the session")]
-    Session(#[source] io::Error),
 }
 
 /// Why a container ended other than by its workload's own end.
@@ -60,8 +57,6 @@ enum RunError {
 /// As [`Error`] says; the container is then cleaned up by the next command.
 pub fn run(layout: &Layout, id: &str, channel: UnixStream) -> Result<(), Error> {
     let handoff = Handoff::receive(&channel).map_err(Error::Handoff)?;
-    // The terminal's signals are for the command, which forwards them.
-    rustix::process::setsid().map_err(|error| Error::Session(error.into()))?;
     let store = Store::new(layout.clone());
     let owned = Owned::inherited(store.directory(id), handoff.lock);
     let record = owned.read_record()?;
@@ -99,20 +94,26 @@ impl Supervisor {
                 }
             }
         };
-        let ended = Event::Ended {
+        let recorded = self.record_end(&exited);
+        let mut error = exited.error;
+        if let Err(cause) = &recorded {
+            error.get_or_insert_with(|| chain(cause));
+        }
+        self.clients.broadcast(&Event::Ended {
             code: exited.code,
             out_of_memory: exited.out_of_memory,
-            error: exited.error.clone(),
-        };
-        self.record.state = State::Exited(exited);
+            error,
+        });
+        Ok(recorded?)
+    }
+
+    fn record_end(&mut self, exited: &Exited) -> Result<(), store::Error> {
+        self.record.state = State::Exited(exited.clone());
         if self.record.auto_remove {
-            self.store.remove(&self.owned, &self.record)?;
-        } else {
-            self.owned.write_record(&self.record)?;
-            self.store.clean_up(&self.record.id)?;
+            return self.store.remove(&self.owned, &self.record);
         }
-        self.clients.broadcast(&ended);
-        Ok(())
+        self.owned.write_record(&self.record)?;
+        self.store.clean_up(&self.record.id)
     }
 
     /// Runs the workload and cleans up after it. The exit code beside an error is Docker's for a container that could
@@ -153,7 +154,8 @@ impl Supervisor {
         let needed = self.record.isolation == Isolation::Container;
         match ContainerCgroup::create(&self.record.id, needed) {
             Ok(cgroup) => Ok(Some(cgroup)),
-            Err(cgroup::Error::NotMounted) if !needed => Ok(None),
+            // A machine without cgroup2, or a user who may not use it.
+            Err(_) if !needed => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -207,14 +209,20 @@ impl Supervisor {
             .map_err(|error| (125, error.into()))?;
         self.clients.started(runtime.signaller().map_err(failed)?);
         let exit = runtime.wait().map_err(failed)?;
-        Ok(Exited {
+        let exited = Exited {
             code: exit.code,
             out_of_memory: exit.out_of_memory,
             error: exit
                 .out_of_memory
                 .then(|| "out of memory: the workload reached its memory limit".to_owned()),
             finished_ms: now_ms(),
-        })
+        };
+        // Now, because output that an attached command does not read can hold up the rest for as long as it likes.
+        self.record.state = State::Exited(exited.clone());
+        self.owned
+            .write_record(&self.record)
+            .map_err(|error| (125, error.into()))?;
+        Ok(exited)
     }
 }
 
@@ -252,6 +260,26 @@ impl Pumps {
     }
 }
 
+/// Longest text about one failure that is passed on, in bytes: a guest's console has 8 KiB in it.
+const MOST_TEXT: usize = 16 << 10;
+
+/// Text that may quote an image or a guest, without control characters and of bounded length.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let end = text.floor_char_boundary(MOST_TEXT);
+    let is_fine = |character: char| character == '\n' || !character.is_control();
+    text[..end]
+        .chars()
+        .map(|character| {
+            if is_fine(character) {
+                character
+            } else {
+                char::REPLACEMENT_CHARACTER
+            }
+        })
+        .collect()
+}
+
 /// An error and its causes on one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -265,5 +293,5 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    printable(&text)
 }

@@ -53,6 +53,10 @@ pub(super) fn output(
             client = None;
         }
     }
+    if let Some(client) = client {
+        // The command sees the end now, not when the last of this process' handles on the socket is gone.
+        let _ = client.shutdown(Shutdown::Write);
+    }
     outcome
 }
 

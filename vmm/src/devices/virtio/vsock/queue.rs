@@ -49,10 +49,12 @@ impl Queues {
     pub(super) fn serve(&mut self, memory: &GuestMemory, muxer: &mut Muxer) -> Result<Outcome, RingError> {
         // From the guest first: it may bring credit, and may ask for answers.
         let from = self.serve_from_guest(memory, muxer)?;
+        let was_full = !muxer.can_receive();
         let to = self.serve_to_guest(memory, muxer)?;
         Ok(Outcome {
             signal: from.signal || to.signal,
-            more: from.more || to.more,
+            // The guest was not asked to notify again while there was no room for answers; now there is.
+            more: from.more || to.more || (was_full && muxer.can_receive()),
         })
     }
 
