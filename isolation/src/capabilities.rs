@@ -60,6 +60,19 @@ impl Sets {
         Ok(sets)
     }
 
+    /// The sets for a user. Of another than root, `execve` leaves permitted and effective only what is ambient; without
+    /// the rest already before it, that user cannot find or execute what only root may.
+    pub(crate) fn of_user(self, uid: u32) -> Sets {
+        match uid {
+            0 => self,
+            _ => Sets {
+                permitted: self.ambient,
+                effective: self.ambient,
+                ..self
+            },
+        }
+    }
+
     /// Reduces the bounding set. To be done while the process still has `CAP_SETPCAP`.
     pub(crate) fn apply_bounding(self) -> Result<(), Error> {
         let dropped = known_to_the_kernel().map_err(Error::Bounding)? & !self.bounding;
@@ -186,5 +199,24 @@ mod tests {
             assert_eq!(read(json).unwrap_err().to_string(), expected);
         }
         assert_eq!(Sets::new(None).unwrap(), Sets::default());
+    }
+
+    #[test]
+    fn users_other_than_root_have_what_is_ambient() {
+        let both = serde_json::json!(["CAP_CHOWN", "CAP_KILL"]);
+        let sets = read(serde_json::json!({
+            "bounding": both, "permitted": both, "effective": both, "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL"],
+        }));
+        let sets = sets.unwrap();
+        assert_eq!(sets.of_user(0), sets);
+        let kill = 1 << 5;
+        let expected = Sets {
+            bounding: kill | 1,
+            permitted: kill,
+            effective: kill,
+            inheritable: kill,
+            ambient: kill,
+        };
+        assert_eq!(sets.of_user(1000), expected);
     }
 }

@@ -245,7 +245,8 @@ fn become_user(process: &ProcessPlan, identity: &Identity) -> Result<(), Error> 
     rustix::thread::set_thread_res_gid(group, group, group).map_err(failed)?;
     rustix::thread::set_thread_res_uid(user, user, user).map_err(failed)?;
     rustix::thread::set_keep_capabilities(false).map_err(failed)?;
-    process.capabilities.apply(needs_admin_for_seccomp(process))?;
+    let admin = needs_admin_for_seccomp(process);
+    process.capabilities.of_user(uid).apply(admin)?;
     // The kernel forgets it when credentials change.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|error| Error::DeathSignal(error.into()))
@@ -285,7 +286,7 @@ fn execute(process: ProcessPlan, identity: &Identity) -> Result<std::convert::In
         filter.install().map_err(Error::Seccomp)?;
     }
     if needs_admin {
-        process.capabilities.apply_final()?;
+        process.capabilities.of_user(identity.uid).apply_final()?;
     }
     Err(command::Error::new(&name, sys::execute(&path, &arguments, &environment)).into())
 }

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode, Stdio};
 use rvm_isolation::StartError;
 use serde_json::{Value, json};
 
-use crate::fixture::{Fixture, Outcome, chain, spec, wait_until};
+use crate::fixture::{Fixture, Outcome, chain, executable, spec, wait_until};
 
 /// A test's name and body.
 type Test = (&'static str, fn());
@@ -28,6 +28,7 @@ pub(crate) const ALL: &[Test] = tests![
     paths_are_masked_and_read_only,
     the_root_can_be_read_only,
     commands_that_cannot_run,
+    commands_of_others_cannot_run,
     users_are_resolved_in_the_image,
     the_working_directory_is_made,
     nothing_is_inherited,
@@ -233,6 +234,44 @@ fn commands_that_cannot_run() {
         &["/not-a-program"],
         "126 \"/not-a-program\": Exec format error (os error 8)",
     );
+}
+
+fn commands_of_others_cannot_run() {
+    let fixture = Fixture::with_tree(|tree| {
+        for (directory, mode) in [("private", 0o700), ("public", 0o755)] {
+            let program = tree.join(directory).join("program");
+            fs::create_dir(tree.join(directory)).unwrap();
+            executable(&program, b"#!/bin/sh\nexec grep ^Cap[BE] /proc/self/status\n");
+            fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+        }
+        fs::create_dir(tree.join("closed")).unwrap();
+        executable(&tree.join("closed/program"), b"#!/bin/sh\n");
+        fs::set_permissions(tree.join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
+    });
+    // With a filter and without: the privilege to install one must not help either.
+    for seccomp in [spec(&[])["linux"]["seccomp"].clone(), Value::Null] {
+        for program in ["/private/program", "/closed/program"] {
+            let mut spec = spec(&[program]);
+            spec["linux"]["seccomp"] = seccomp.clone();
+            spec["process"]["user"]["username"] = json!("1000");
+            let error = fixture.fail_to_start(&spec);
+            assert!(
+                matches!(error, StartError::CommandNotExecutable { .. }),
+                "{program} {error:?}"
+            );
+        }
+        let mut spec = spec(&["/public/program"]);
+        spec["linux"]["seccomp"] = seccomp;
+        spec["process"]["user"]["username"] = json!("1000");
+        assert_eq!(
+            fixture.succeed(&spec),
+            "CapEff:\t0000000000000000\nCapBnd:\t00000000a80425fb\n"
+        );
+        spec["process"]["args"][0] = json!("/private/program");
+        spec["process"]["user"]["username"] = json!("");
+        let expected = "CapEff:\t00000000a80425fb\nCapBnd:\t00000000a80425fb\n";
+        assert_eq!(fixture.succeed(&spec), expected);
+    }
 }
 
 fn users_are_resolved_in_the_image() {
