@@ -15,6 +15,7 @@ use rustix::thread::{Gid, Uid};
 
 use crate::plan::{Plan, ProcessPlan, RootPlan, resource};
 use crate::process::INIT_NAME;
+use crate::reopen::Reopener;
 use crate::root::{self, Root, Target};
 use crate::sync::{self, Failure, FailureKind, Remote, Report, Start};
 use crate::user::Identity;
@@ -35,6 +36,8 @@ enum Error {
     Namespaces(#[from] namespaces::Error),
     #[error("cannot set the out-of-memory score adjustment to {0}")]
     OomScore(i32, #[source] io::Error),
+    #[error("cannot open /proc/self/fd")]
+    Descriptors(#[source] io::Error),
     #[error(transparent)]
     Rootfs(#[from] rootfs::Error),
     #[error("cannot open the new root directory")]
@@ -115,14 +118,15 @@ fn carry_out(parent: &UnixStream) -> Result<std::convert::Infallible, Error> {
     rustix::process::setsid().map_err(|error| Error::Session(error.into()))?;
     join_keyring()?;
     plan.namespaces.furnish()?;
-    // Before the host's /proc is out of reach.
+    // Both before the host's /proc is out of reach.
     set_oom_score(plan.process.oom_score_adj)?;
+    let reopener = Reopener::new().map_err(Error::Descriptors)?;
     // Modes of files made here are exact.
     rustix::process::umask(Mode::empty());
     let root = build_root(&plan)?;
-    let identity = plan.process.user.resolve(root.directory())?;
+    let identity = plan.process.user.resolve(&root, &reopener)?;
     root::change_directory(&root, &plan.process.working_directory).map_err(Error::WorkingDirectory)?;
-    drop(root);
+    drop((root, reopener));
     rustix::process::umask(Mode::from_raw_mode(plan.process.umask));
     give_streams_to(&identity)?;
     set_limits(&plan.process)?;

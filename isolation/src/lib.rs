@@ -20,6 +20,7 @@ mod namespaces;
 mod nodes;
 pub mod plan;
 mod process;
+mod reopen;
 mod root;
 mod rootfs;
 mod seccomp;

@@ -3,11 +3,13 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FileType, OFlags, PROC_SUPER_MAGIC};
 use serde::{Deserialize, Serialize};
+
+use crate::reopen::Reopener;
+use crate::root::{self, Root};
 
 /// Largest size in bytes of a user or group file. It is the image's file, so something has to bound it.
 const LARGEST_FILE: u64 = 16 << 20;
@@ -18,6 +20,8 @@ const LARGEST_ID: u32 = i32::MAX.cast_unsigned();
 /// Why a user cannot be resolved.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error(transparent)]
+    Find(#[from] root::Error),
     #[error("cannot read {path} of the image")]
     Read { path: &'static str, source: io::Error },
     #[error("no user {0:?} in /etc/passwd of the image")]
@@ -53,12 +57,12 @@ pub(crate) struct Identity {
 }
 
 impl User {
-    /// Resolves the user by the files of the tree at `root`.
-    pub(crate) fn resolve(&self, root: impl AsFd) -> Result<Identity, Error> {
-        let passwd = read(&root, "/etc/passwd")?;
+    /// Resolves the user by the files below `root`.
+    pub(crate) fn resolve(&self, root: &Root, reopener: &Reopener) -> Result<Identity, Error> {
+        let passwd = read(root, reopener, "/etc/passwd")?;
         match self {
             User::Text { text, additional } => {
-                let group = read(&root, "/etc/group")?;
+                let group = read(root, reopener, "/etc/group")?;
                 let mut identity = resolve(text, &passwd, &group)?;
                 identity
                     .groups
@@ -83,21 +87,20 @@ impl User {
     }
 }
 
-/// Reads a file of the image; an image without it has no names. Symbolic links stay inside the root. A FIFO or a device in
-/// its place must neither block nor feed this forever.
-fn read(root: impl AsFd, path: &'static str) -> Result<String, Error> {
+/// Reads a file of the image; an image without it has no names. Symbolic links stay inside the root. Something else in its
+/// place must not even be opened: that alone starts a watchdog, and reading some files of /proc empties or blocks them.
+fn read(root: &Root, reopener: &Reopener, path: &'static str) -> Result<String, Error> {
     let failed = |source: io::Error| Error::Read { path, source };
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match rustix::fs::openat2(root, Path::new(path), flags, Mode::empty(), resolve) {
-        Ok(file) => file,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
-        Err(error) => return Err(failed(error.into())),
+    let Some(found) = root.open(Path::new(path))? else {
+        return Ok(String::new());
     };
-    let status = rustix::fs::fstat(&file).map_err(|error| failed(error.into()))?;
-    if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+    let status = rustix::fs::fstat(&found).map_err(|error| failed(error.into()))?;
+    let system = rustix::fs::fstatfs(&found).map_err(|error| failed(error.into()))?;
+    let regular = FileType::from_raw_mode(status.st_mode) == FileType::RegularFile;
+    if !regular || system.f_type == PROC_SUPER_MAGIC {
         return Err(failed(io::Error::other("not a regular file")));
     }
+    let file = reopener.open(&found, OFlags::RDONLY).map_err(failed)?;
     let mut content = Vec::new();
     File::from(file)
         .take(LARGEST_FILE + 1)

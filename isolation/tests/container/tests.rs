@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use rustix::fs::{CWD, FileType, Mode};
 use rvm_isolation::StartError;
 use serde_json::{Value, json};
 
@@ -30,6 +31,7 @@ pub(crate) const ALL: &[Test] = tests![
     commands_that_cannot_run,
     commands_of_others_cannot_run,
     users_are_resolved_in_the_image,
+    user_files_are_regular_files,
     the_working_directory_is_made,
     nothing_is_inherited,
     limits_and_settings_are_set,
@@ -300,6 +302,32 @@ fn users_are_resolved_in_the_image() {
     let expected = "cannot set up the container: cannot find out who to run as: \
         no user \"nobody\" in /etc/passwd of the image";
     assert_eq!(fixture.fail_to_create(&spec), expected);
+}
+
+fn user_files_are_regular_files() {
+    let refused = |place: &dyn Fn(&Path), reason: &str| {
+        let fixture = Fixture::with_tree(|tree| {
+            let path = tree.join("etc/passwd");
+            fs::remove_file(&path).unwrap();
+            place(&path);
+        });
+        let message = fixture.fail_to_create(&spec(&["sh"]));
+        let expected =
+            format!("cannot find out who to run as: cannot read /etc/passwd of the image: {reason}");
+        assert!(message.ends_with(&expected), "{message}");
+    };
+    let not_regular = "not a regular file";
+    // A device without a driver: to open it would be another error.
+    let device = |path: &Path| {
+        let (kind, number) = (FileType::CharacterDevice, rustix::fs::makedev(240, 77));
+        rustix::fs::mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), number).unwrap();
+    };
+    refused(&device, not_regular);
+    refused(&|path| symlink("/dev/zero", path).unwrap(), not_regular);
+    refused(&|path| symlink("/proc/kmsg", path).unwrap(), not_regular);
+    refused(&|path| fs::create_dir(path).unwrap(), not_regular);
+    let large = |path: &Path| fs::write(path, vec![b'x'; (16 << 20) + 1]).unwrap();
+    refused(&large, "larger than 16777216 bytes");
 }
 
 fn the_working_directory_is_made() {
