@@ -26,8 +26,8 @@ impl Unfinished {
         finisher.adopt_root()?;
         if !finisher.tree.stands_alone() {
             finisher.adopt_all()?;
-            finisher.link_lower_files()?;
             finisher.prune();
+            finisher.link_lower_files()?;
         }
         finisher.write()
     }
@@ -46,8 +46,10 @@ struct Finisher<'a> {
 struct Visit {
     id: DirectoryId,
     path: Path,
-    /// The lower layers' directory of that path; without layers if they have none, or if it is hidden.
+    /// The lower layers' directory of that path; without layers if they have none.
     below: Merged,
+    /// Whether this layer removes that directory, so that only its metadata may still count.
+    hidden: bool,
 }
 
 impl Finisher<'_> {
@@ -62,11 +64,23 @@ impl Finisher<'_> {
     /// From the root down: gives implied directories the metadata they have below, moves what lies beneath a lower
     /// layer's symbolic link, and drops whiteouts of what is not there.
     fn adopt_all(&mut self) -> Result<(), Error> {
+        for path in std::mem::take(&mut self.tree.replaced) {
+            let parts: Vec<&[u8]> = path.split(|byte| *byte == b'/').collect();
+            if let Found::Other { inode, .. } = self.lower.lookup(&parts)?
+                && inode.kind == FileType::Symlink
+            {
+                let name = display(&path);
+                let source = TreeError::Late;
+                return Err(Error::Place { name, source });
+            }
+        }
         let below = self.lower.root()?;
+        self.resolve_opaque_root(&below)?;
         self.queue.push_back(Visit {
             id: DirectoryId::ROOT,
-            path: Vec::new(),
+            path: Path::new(),
             below,
+            hidden: false,
         });
         while let Some(visit) = self.queue.pop_front() {
             self.visited.resize(self.tree.directory_count(), false);
@@ -78,49 +92,59 @@ impl Finisher<'_> {
         Ok(())
     }
 
+    /// overlayfs always merges the root directories of its layers, so an opaque one is spelt out as whiteouts.
+    fn resolve_opaque_root(&mut self, below: &Merged) -> Result<(), Error> {
+        if std::mem::take(&mut self.tree.directory_mut(DirectoryId::ROOT).opaque) {
+            let names = self.lower.list(below)?;
+            let root = self.tree.directory_mut(DirectoryId::ROOT);
+            root.whiteouts.extend(names.into_iter().map(Name::from));
+        }
+        Ok(())
+    }
+
     fn adopt(&mut self, visit: &Visit) -> Result<(), Error> {
-        let below = if self.tree.directory(visit.id).opaque {
-            Merged::default()
-        } else {
-            visit.below.clone()
-        };
+        let hidden = visit.hidden || self.tree.directory(visit.id).opaque;
         let whiteouts = std::mem::take(&mut self.tree.directory_mut(visit.id).whiteouts);
         let children: Vec<(Name, DirectoryId)> = subdirectories(self.tree.directory(visit.id)).collect();
         for (name, id) in children {
-            let found = if whiteouts.contains(&name) {
-                // The lower directory is removed and this one is new in its place.
-                self.tree.directory_mut(id).opaque = true;
-                Found::Missing
-            } else {
-                self.lower.child(&below, &name)?
-            };
             let path = [visit.path.as_slice(), &[name.to_vec()]].concat();
-            let implied = self.tree.directory(id).metadata.is_none();
-            match found {
-                Found::Other { inode, .. } if implied && inode.kind == FileType::Symlink => {
+            let found = self.lower.child(&visit.below, &name)?;
+            let child = self.tree.directory_mut(id);
+            let adopts = child.metadata.is_none() && !child.fresh;
+            let empties = child.opaque && matches!(found, Found::Directory(_));
+            let removed = whiteouts.contains(&name);
+            child.needed |= empties && !removed && !hidden;
+            // A directory that the layer removes and has itself is a new one in the old one's place.
+            child.opaque |= removed;
+            let below = match found {
+                Found::Other { inode, .. } if adopts && inode.kind == FileType::Symlink => {
                     self.tree.directory_mut(visit.id).children.remove(&name);
                     self.relocate(id, &path)?;
+                    continue;
                 }
-                Found::Directory(below) => {
-                    if implied {
-                        self.tree.directory_mut(id).metadata = self.lower.metadata(&below)?;
-                    }
-                    self.queue.push_back(Visit { id, path, below });
+                // Some of what is in it belongs behind the link, some not, and they are no longer told apart.
+                Found::Other { inode, .. } if child.late && inode.kind == FileType::Symlink => {
+                    let name = display(&path.join(&b'/'));
+                    let source = TreeError::Late;
+                    return Err(Error::Place { name, source });
                 }
-                Found::Missing | Found::Other { .. } => {
-                    self.queue.push_back(Visit {
-                        id,
-                        path,
-                        below: Merged::default(),
-                    });
-                }
+                Found::Directory(below) => below,
+                Found::Missing | Found::Other { .. } => Merged::default(),
+            };
+            if adopts {
+                self.tree.directory_mut(id).metadata = self.lower.metadata(&below)?;
             }
+            self.queue.push_back(Visit {
+                id,
+                path,
+                below,
+                hidden,
+            });
         }
         for name in whiteouts {
-            let is_below = !matches!(self.lower.child(&below, &name)?, Found::Missing);
-            let directory = self.tree.directory_mut(visit.id);
-            if is_below && !directory.children.contains_key(&name) {
-                directory.whiteouts.insert(name);
+            // Kept beside a directory of the same name too, for the case that it is pruned.
+            if !hidden && !matches!(self.lower.child(&visit.below, &name)?, Found::Missing) {
+                self.tree.directory_mut(visit.id).whiteouts.insert(name);
             }
         }
         Ok(())
@@ -136,10 +160,12 @@ impl Finisher<'_> {
             Found::Directory(below) => below,
             _ => Merged::default(),
         };
+        let hidden = self.tree.hides(&target);
         self.queue.push_back(Visit {
             id: to,
             path: target,
             below,
+            hidden,
         });
         Ok(())
     }
@@ -155,6 +181,7 @@ impl Finisher<'_> {
             let target = self.tree.directory_mut(to);
             target.whiteouts.extend(source.whiteouts);
             target.opaque |= source.opaque;
+            target.needed |= source.needed;
             if source.metadata.is_some() {
                 target.metadata = source.metadata;
             }
@@ -184,7 +211,9 @@ impl Finisher<'_> {
         let parts: Vec<&[u8]> = path.iter().map(Vec::as_slice).collect();
         for depth in 1..=parts.len() {
             let id = self.tree.parent(&parts[..depth]).map_err(place)?;
-            if self.tree.directory(id).metadata.is_none()
+            let directory = self.tree.directory(id);
+            if directory.metadata.is_none()
+                && !directory.fresh
                 && let Found::Directory(below) = self.lower.lookup(&path[..depth])?
             {
                 self.tree.directory_mut(id).metadata = self.lower.metadata(&below)?;
@@ -275,19 +304,9 @@ impl Finisher<'_> {
 
     /// Puts a copy under its old name, unless this layer has something else there or removes it.
     fn keep_name(&mut self, path: &[Vec<u8>], (nid, kind): (Nid, FileType)) -> Result<(), Error> {
-        let mut id = DirectoryId::ROOT;
-        for name in path {
-            let directory = self.tree.directory(id);
-            if directory.opaque || directory.whiteouts.contains(name.as_slice()) {
-                return Ok(());
-            }
-            match directory.children.get(name.as_slice()) {
-                Some(Child::Directory(next)) => id = *next,
-                Some(_) => return Ok(()),
-                None => break,
-            }
-        }
-        if let Some((name, parents)) = path.split_last() {
+        if !self.tree.hides(path)
+            && let Some((name, parents)) = path.split_last()
+        {
             let id = self.directory_at(parents)?;
             let children = &mut self.tree.directory_mut(id).children;
             children
@@ -328,15 +347,21 @@ impl Finisher<'_> {
         }
     }
 
-    /// Removes implied directories that only held whiteouts of what is not there: no tool would have made them.
+    /// Removes implied directories that only held whiteouts: no tool that unpacks would have made them.
     fn prune(&mut self) {
         let order = self.order();
         for (id, parent, name) in order.iter().rev() {
             let directory = self.tree.directory(*id);
             let empty = directory.children.is_empty() && directory.whiteouts.is_empty();
-            if empty && directory.metadata.is_none() {
+            if empty && !directory.needed {
                 self.tree.directory_mut(*parent).children.remove(name);
             }
+        }
+        for directory in self.tree.directories_mut() {
+            let Directory {
+                whiteouts, children, ..
+            } = directory;
+            whiteouts.retain(|name| !children.contains_key(name));
         }
     }
 

@@ -1,6 +1,6 @@
 //! The layers below one that is being completed, looked at as overlayfs would merge them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use super::path::display;
@@ -31,13 +31,6 @@ pub(crate) struct Lower {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Merged(Vec<(usize, Inode)>);
 
-#[cfg(test)]
-impl Merged {
-    pub(super) fn layers(&self) -> &[(usize, Inode)] {
-        &self.0
-    }
-}
-
 /// Components of a path from the root.
 pub(super) type Path = Vec<Vec<u8>>;
 
@@ -64,17 +57,33 @@ impl Lower {
         self.layers.get(layer).map(Arc::as_ref)
     }
 
+    /// The root directory: overlayfs merges those of all layers, opaque or not.
     pub(super) fn root(&self) -> Result<Merged, Error> {
         let mut merged = Merged::default();
         for (layer, reader) in self.layers.iter().enumerate().rev() {
             let inode = reader.root().map_err(|source| Error::Read { layer, source })?;
-            let opaque = self.is_opaque(layer, &inode)?;
             merged.0.push((layer, inode));
-            if opaque {
-                break;
-            }
         }
         Ok(merged)
+    }
+
+    /// All names in a directory.
+    pub(super) fn list(&self, directory: &Merged) -> Result<BTreeSet<Vec<u8>>, Error> {
+        let mut names = BTreeSet::new();
+        for (layer, inode) in &directory.0 {
+            self.with(*layer, |reader| {
+                for entry in reader.entries(inode) {
+                    names.insert(entry?.name);
+                }
+                Ok(())
+            })?;
+        }
+        for name in names.clone() {
+            if matches!(self.child(directory, &name)?, Found::Missing) {
+                names.remove(&name);
+            }
+        }
+        Ok(names)
     }
 
     /// Metadata that the merged directory shows; none if it is not there.

@@ -121,11 +121,7 @@ fn listing(lower: &Lower) -> BTreeMap<String, String> {
     let mut listing = BTreeMap::new();
     let mut queue = vec![(Vec::<Vec<u8>>::new(), lower.root().unwrap())];
     while let Some((path, merged)) = queue.pop() {
-        let mut names = std::collections::BTreeSet::new();
-        for (layer, inode) in merged.layers() {
-            let reader = lower.reader(*layer).unwrap();
-            names.extend(reader.entries(inode).map(|entry| entry.unwrap().name));
-        }
+        let names = lower.list(&merged).unwrap();
         for name in names {
             let child = [path.as_slice(), std::slice::from_ref(&name)].concat();
             let text = String::from_utf8_lossy(&child.join(&b'/')).into_owned();
@@ -318,6 +314,19 @@ fn whiteouts_of_nothing_leave_no_trace() {
     );
     let names = lower.names(1, |_| true).unwrap();
     assert!(names.is_empty(), "{names:?}");
+}
+
+#[test]
+fn an_opaque_root_hides_everything_below() {
+    let base = Layer::new()
+        .directory("d", 0o755)
+        .file("d/a", b"1")
+        .file("f", b"1");
+    let layer = Layer::new()
+        .directory("d", 0o711)
+        .file("new", b"2")
+        .file(".wh..wh..opq", b"");
+    check(vec![base, layer], &[("d/", "711"), ("new", "2 x1")]);
 }
 
 #[test]
@@ -639,5 +648,55 @@ fn damaged_images_give_errors() {
                 let _ = lower.follow(&[b"l", b"x"]);
             }
         }
+    }
+}
+
+/// What becomes of a stream must be an image or an error.
+#[test]
+fn damaged_streams_never_panic() {
+    let below = stack(vec![
+        Layer::new()
+            .directory("d", 0o755)
+            .file("d/a", b"1")
+            .symlink("l", "d")
+            .link("h", "d/a"),
+    ]);
+    let below = below.unwrap();
+    let mut stream = Layer::new()
+        .xattr("user.note", b"value")
+        .file("d/x", b"hello")
+        .file("d/.wh.a", b"")
+        .file("l/through", b"x")
+        .link("h2", "h")
+        .symlink("s", "d")
+        .device("n", ::tar::EntryType::Char, 1, 3)
+        .file("d/.wh..wh..opq", b"")
+        .bytes();
+    // Checksums are put right after each change, so that the change is looked at.
+    let mut state = 1_u64;
+    for _ in 0..10_000 {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let random = usize::try_from(state >> 33).unwrap();
+        let position = random % stream.len();
+        let before = stream[position];
+        stream[position] = u8::try_from(random / 7 % 256).unwrap();
+        let mut fixed = stream.clone();
+        for block in fixed
+            .as_chunks_mut::<512>()
+            .0
+            .iter_mut()
+            .filter(|block| &block[257..262] == b"ustar")
+        {
+            block[148..156].fill(b' ');
+            let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+            block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        let mut reader = tar::Reader::new(tar::Forward(fixed.as_slice()));
+        if let Ok(unfinished) = read_layer(&mut reader, tempfile::tempfile().unwrap()) {
+            let _ = unfinished.finish(&below);
+        }
+        stream[position] = before;
     }
 }

@@ -26,6 +26,15 @@ pub(super) struct Directory {
     pub(super) metadata: Option<Metadata>,
     /// Hides what lower layers have in it.
     pub(super) opaque: bool,
+    /// Has to stay even if the layer has no entry for it and nothing in it: it empties a directory of the lower layers.
+    pub(super) needed: bool,
+    /// Whether the layer has anything in it; whiteouts are nothing.
+    touched: bool,
+    /// First touched after this layer had removed what lower layers have there: if it is only implied it is a new one,
+    /// not the lower one seen again. This is where the order of entries matters beyond replacement.
+    pub(super) fresh: bool,
+    /// Its own entry came after entries in it.
+    pub(super) late: bool,
     pub(super) children: BTreeMap<Name, Child>,
     /// Names of lower layers that are removed.
     pub(super) whiteouts: BTreeSet<Name>,
@@ -56,6 +65,8 @@ pub(crate) enum TreeError {
     LinkToDirectory,
     #[error("it is a hard link to itself")]
     LinkToItself,
+    #[error("it comes after names beneath it, which lie behind a symbolic link of the layers below")]
+    Late,
     #[error("it is a whiteout of no name")]
     Whiteout,
     #[error("the layer has too many entries or too long names")]
@@ -68,6 +79,8 @@ pub(super) struct Tree {
     directories: Vec<Directory>,
     /// Target paths of hard links that this layer does not have.
     pub(super) lower_links: Vec<Vec<u8>>,
+    /// Paths of directories, once implied, that something else took the place of.
+    pub(super) replaced: Vec<Vec<u8>>,
     /// Inodes that may have more than one name.
     pub(super) linked: HashSet<Nid>,
     has_whiteouts: bool,
@@ -80,6 +93,7 @@ impl Tree {
         Self {
             directories: vec![Directory::default()],
             lower_links: Vec::new(),
+            replaced: Vec::new(),
             linked: HashSet::new(),
             has_whiteouts: false,
             entries: 0,
@@ -109,14 +123,15 @@ impl Tree {
     }
 
     /// Whether the layer means the same on top of any others: no implied directory (the root excepted), no whiteout,
-    /// no hard link to a file that it does not have. Opaque directories need nothing from below.
+    /// no hard link to a file that it does not have. Opaque directories need nothing from below, the root excepted.
     pub(super) fn stands_alone(&self) -> bool {
         let implied = self
             .directories
             .iter()
             .skip(1)
             .any(|directory| directory.metadata.is_none());
-        !implied && !self.has_whiteouts && self.lower_links.is_empty()
+        let removes = self.has_whiteouts || self.directory(DirectoryId::ROOT).opaque;
+        !implied && !removes && self.lower_links.is_empty()
     }
 
     pub(super) fn insert_directory(&mut self, path: &[&[u8]], metadata: Metadata) -> Result<(), TreeError> {
@@ -125,16 +140,23 @@ impl Tree {
             return Ok(());
         };
         let parent = self.parent(parents)?;
-        let id = match self.directory(parent).children.get(*name) {
-            Some(Child::Directory(id)) => *id,
-            replaced => {
-                // A directory that takes the place of a file of this layer hides what lower layers have there, because
-                // the file already did.
-                let opaque = replaced.is_some();
-                self.new_directory(parent, name, opaque)?
+        // A directory that takes the place of a file of this layer hides what lower layers have there, because the file
+        // already did.
+        let (mut replaces, mut late) = (false, false);
+        match self.directory(parent).children.get(*name).copied() {
+            None => {}
+            Some(Child::Directory(id)) => late = self.directory(id).touched,
+            Some(_) => {
+                replaces = true;
+                self.directory_mut(parent).children.remove(*name);
             }
-        };
-        self.directory_mut(id).metadata = Some(metadata);
+        }
+        let id = self.parent(path)?;
+        let directory = self.directory_mut(id);
+        directory.late |= late && directory.metadata.is_none();
+        directory.metadata = Some(metadata);
+        directory.needed = true;
+        directory.opaque |= replaces;
         Ok(())
     }
 
@@ -170,14 +192,14 @@ impl Tree {
         }
         self.count(1, name.len())?;
         self.has_whiteouts = true;
-        let parent = self.parent(parents)?;
+        let parent = self.walk(parents, false)?;
         self.directory_mut(parent).whiteouts.insert(name.into());
         Ok(())
     }
 
     /// Removes all names of the lower layers in a directory.
     pub(super) fn opaque(&mut self, path: &[&[u8]]) -> Result<(), TreeError> {
-        let id = self.parent(path)?;
+        let id = self.walk(path, false)?;
         self.directory_mut(id).opaque = true;
         Ok(())
     }
@@ -197,39 +219,65 @@ impl Tree {
         Ok(Some(child))
     }
 
-    /// The directory at a path, made with everything above it if it is not there.
+    /// The directory at a path, made with everything above it if it is not there, for an entry in it.
     pub(super) fn parent(&mut self, path: &[&[u8]]) -> Result<DirectoryId, TreeError> {
+        self.walk(path, true)
+    }
+
+    fn walk(&mut self, path: &[&[u8]], touch: bool) -> Result<DirectoryId, TreeError> {
         let mut id = DirectoryId::ROOT;
+        let mut removed = false;
         for (depth, name) in path.iter().enumerate() {
-            id = match self.directory(id).children.get(*name) {
+            let directory = self.directory(id);
+            removed |= directory.opaque || directory.whiteouts.contains(*name);
+            id = match directory.children.get(*name) {
                 Some(Child::Directory(next)) => *next,
                 Some(other) => return Err(beneath(*other, &path[..=depth])),
-                None => self.new_directory(id, name, false)?,
+                None => self.new_directory(id, name)?,
             };
+            let directory = self.directory_mut(id);
+            if touch && !directory.touched {
+                directory.touched = true;
+                directory.fresh = removed;
+            }
         }
         Ok(id)
+    }
+
+    /// Whether this layer removes what lower layers have at a path, or has something else in the way.
+    pub(super) fn hides(&self, path: &[Vec<u8>]) -> bool {
+        let mut id = DirectoryId::ROOT;
+        for name in path {
+            let directory = self.directory(id);
+            if directory.opaque || directory.whiteouts.contains(name.as_slice()) {
+                return true;
+            }
+            match directory.children.get(name.as_slice()) {
+                Some(Child::Directory(next)) => id = *next,
+                other => return other.is_some(),
+            }
+        }
+        false
     }
 
     fn insert(&mut self, path: &[&[u8]], child: Child) -> Result<(), TreeError> {
         let (name, parents) = path.split_last().ok_or(TreeError::Root)?;
         self.count(1, name.len())?;
         let parent = self.parent(parents)?;
-        self.directory_mut(parent).children.insert((*name).into(), child);
+        let replaced = self.directory_mut(parent).children.insert((*name).into(), child);
+        if let Some(Child::Directory(id)) = replaced
+            && (self.directory(id).metadata.is_none() || self.directory(id).late)
+        {
+            self.count(path.len(), path.iter().map(|name| name.len()).sum())?;
+            self.replaced.push(path.join(&b'/'));
+        }
         Ok(())
     }
 
-    fn new_directory(
-        &mut self,
-        parent: DirectoryId,
-        name: &[u8],
-        opaque: bool,
-    ) -> Result<DirectoryId, TreeError> {
+    fn new_directory(&mut self, parent: DirectoryId, name: &[u8]) -> Result<DirectoryId, TreeError> {
         self.count(1, name.len())?;
         let id = DirectoryId(self.directories.len());
-        self.directories.push(Directory {
-            opaque,
-            ..Directory::default()
-        });
+        self.directories.push(Directory::default());
         self.directory_mut(parent)
             .children
             .insert(name.into(), Child::Directory(id));
