@@ -64,25 +64,21 @@ fn round(rvm: &Rvm, kind: &str) -> Result<()> {
     if kind != "command" {
         wait_until("the command has noticed", LIMIT, || Ok(!running.is_running()?))?;
     }
-    // The truth: what is listed as running has a workload, and nothing else has.
-    let listed = rvm.call(["ps", "-q"])?.ok().text();
-    let workloads = || -> Result<usize> {
-        let name = if rvm.isolation() == Isolation::Vm {
-            "rvm-vmm"
-        } else {
-            "sleep"
-        };
-        let all = processes::all()?;
-        Ok(all
-            .values()
-            .filter(|process| process.name == name && process.state != 'Z')
-            .count())
-    };
-    if listed.is_empty() {
-        wait_until("no workload without a container", LIMIT, || Ok(workloads()? == 0))?;
+    // The truth: a container is listed as running if, and only if, its workload runs.
+    let workload = if rvm.isolation() == Isolation::Vm {
+        "rvm-vmm"
     } else {
-        assert_eq!(listed.lines().count(), 1, "{listed}");
-    }
+        "sleep"
+    };
+    wait_until("the list tells the truth", LIMIT, || {
+        let listed = rvm.call(["ps", "-q"])?.ok().text().lines().count();
+        let all = processes::all()?;
+        Ok(listed
+            == all
+                .values()
+                .filter(|process| process.name == workload && process.state != 'Z')
+                .count())
+    })?;
     rvm.remove_containers()?;
     assert_eq!(rvm.call(["ps", "-a", "-q"])?.ok().text(), "");
     drop(running);
