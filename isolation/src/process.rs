@@ -162,6 +162,7 @@ pub fn create(plan: &Plan, stdio: Stdio) -> Result<Container, Error> {
         prepared(sync)?,
     ];
     let executable = own_executable().map_err(Error::Executable)?;
+    let executable = prepared(rustix::io::fcntl_dupfd_cloexec(&executable, FIRST_CHILD_SOURCE))?;
     let cgroup = Cgroup::create(&plan.cgroup.path, &plan.cgroup.limits)?;
     let cloned = cgroup
         .directory()
