@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 
-use rustix::fs::{FileType, Mode};
+use rustix::fs::Mode;
 use rustix::process::{Rlimit, Signal};
 use rustix::thread::{Gid, Uid};
 
@@ -19,7 +19,7 @@ use crate::reopen::Reopener;
 use crate::root::{self, Root, Target};
 use crate::sync::{self, Failure, FailureKind, Remote, Report, Start};
 use crate::user::Identity;
-use crate::{capabilities, command, mounts, namespaces, nodes, rootfs, sys, user};
+use crate::{capabilities, command, mounts, namespaces, nodes, rootfs, streams, sys, user};
 
 /// Why the container could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -56,8 +56,8 @@ enum Error {
     WorkingDirectory(#[source] root::Error),
     #[error("cannot find out who to run as")]
     User(#[from] user::Error),
-    #[error("cannot give descriptor {0} to the user")]
-    Stream(i32, #[source] io::Error),
+    #[error(transparent)]
+    Stream(#[from] streams::Error),
     #[error("cannot set the limit {0}")]
     Limit(String, #[source] io::Error),
     #[error("cannot become user {uid} and group {gid}")]
@@ -126,9 +126,10 @@ fn carry_out(parent: &UnixStream) -> Result<std::convert::Infallible, Error> {
     let root = build_root(&plan)?;
     let identity = plan.process.user.resolve(&root, &reopener)?;
     root::change_directory(&root, &plan.process.working_directory).map_err(Error::WorkingDirectory)?;
+    streams::replace_null(&root, &reopener)?;
     drop((root, reopener));
     rustix::process::umask(Mode::from_raw_mode(plan.process.umask));
-    give_streams_to(&identity)?;
+    streams::give_to(identity.uid)?;
     set_limits(&plan.process)?;
     become_user(&plan.process, &identity)?;
     sync::send(parent, &Report::Created)?;
@@ -195,25 +196,6 @@ fn set_sysctls(plan: &RootPlan, root: &Root) -> Result<(), Error> {
         let file = file.map_err(|error| failed(error.into()))?;
         // The kernel takes a setting in one piece.
         rustix::io::write(&file, value.as_bytes()).map_err(|error| failed(error.into()))?;
-    }
-    Ok(())
-}
-
-/// Lets a user other than root open `/dev/stdout` and its like when they are pipes. Anything else is not the container's.
-fn give_streams_to(identity: &Identity) -> Result<(), Error> {
-    if identity.uid == 0 {
-        return Ok(());
-    }
-    for (number, stream) in (0..).zip([
-        rustix::stdio::stdin(),
-        rustix::stdio::stdout(),
-        rustix::stdio::stderr(),
-    ]) {
-        let failed = |error: rustix::io::Errno| Error::Stream(number, error.into());
-        let status = rustix::fs::fstat(stream).map_err(failed)?;
-        if FileType::from_raw_mode(status.st_mode) == FileType::Fifo {
-            rustix::fs::fchown(stream, Some(Uid::from_raw(identity.uid)), None).map_err(failed)?;
-        }
     }
     Ok(())
 }

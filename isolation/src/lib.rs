@@ -24,6 +24,7 @@ mod reopen;
 mod root;
 mod rootfs;
 mod seccomp;
+mod streams;
 mod sync;
 mod sys;
 mod user;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use rustix::fs::{CWD, FileType, Mode};
-use rvm_isolation::StartError;
+use rvm_isolation::{Plan, StartError};
 use serde_json::{Value, json};
 
 use crate::fixture::{Fixture, Outcome, chain, executable, spec, wait_until};
@@ -23,6 +23,7 @@ macro_rules! tests {
 pub(crate) const ALL: &[Test] = tests![
     exit_codes,
     streams_arrive_apart,
+    null_streams_are_the_containers_own,
     the_workload_is_pid_1_with_docker_privileges,
     namespaces_are_its_own,
     mounts_and_devices_are_dockers,
@@ -71,6 +72,52 @@ fn exit_codes() {
 fn streams_arrive_apart() {
     let Outcome { stdout, stderr, .. } = Fixture::new().run(&spec(&["sh", "-c", "echo out; echo err >&2"]));
     assert_eq!((stdout.as_str(), stderr.as_str()), ("out\n", "err\n"));
+}
+
+fn null_streams_are_the_containers_own() {
+    let fixture = Fixture::new();
+    // The fixture's standard input is the host's null device.
+    let printed = fixture.shell("stat -Lc %d:%i:%t:%T /proc/self/fd/0 /dev/null; chmod 0 /proc/self/fd/0");
+    let [stdin, null] = printed.lines().collect::<Vec<_>>()[..] else {
+        panic!("{printed}");
+    };
+    assert_eq!(stdin, null);
+    assert!(stdin.ends_with(":1:3"), "{stdin}");
+    let mode = fs::metadata("/dev/null").unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o666);
+    // The other two, which have to be as writable as before.
+    let plan = Plan::new(
+        &serde_json::from_value(spec(&[
+            "sh",
+            "-c",
+            // In a shell of its own, because this one redirects itself for the time of a command.
+            "(stat -Lc %d:%i /dev/null /proc/1/fd/[12] >/out) && echo",
+        ]))
+        .unwrap(),
+        &fixture.environment(),
+    );
+    let null = |write: bool| {
+        fs::File::options()
+            .read(!write)
+            .write(write)
+            .open("/dev/null")
+            .unwrap()
+            .into()
+    };
+    let (stdin, stdout, stderr) = (null(false), null(true), null(true));
+    let streams = rvm_isolation::Stdio {
+        stdin,
+        stdout,
+        stderr,
+    };
+    let mut container = rvm_isolation::create(&plan.unwrap(), streams).unwrap();
+    container.start().unwrap();
+    assert_eq!(container.wait().unwrap().code, 0);
+    container.destroy().unwrap();
+    let printed = fs::read_to_string(fixture.path().join("upper/out")).unwrap();
+    let lines: Vec<_> = printed.lines().collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines.iter().all(|line| *line == lines[0]), "{printed}");
 }
 
 fn the_workload_is_pid_1_with_docker_privileges() {
