@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
@@ -20,6 +20,10 @@ use crate::sys;
 
 /// How often a loop device that another process took first is replaced by the next.
 const LOOP_ATTEMPTS: u32 = 64;
+
+/// Largest size in bytes of the list of a file's extended attributes and of one's value: `XATTR_LIST_MAX` and
+/// `XATTR_SIZE_MAX` of `linux/limits.h`.
+const XATTRS_SIZE: usize = 64 << 10;
 
 /// Why there is no root file system.
 #[derive(Debug, thiserror::Error)]
@@ -109,12 +113,39 @@ fn copy_root_attributes(top: &Path, rootfs: &Rootfs) -> Result<(), Error> {
     fs::metadata(top)
         .and_then(|metadata| {
             std::os::unix::fs::chown(upper, Some(metadata.uid()), Some(metadata.gid()))?;
-            fs::set_permissions(upper, metadata.permissions())
+            fs::set_permissions(upper, metadata.permissions())?;
+            copy_xattrs(top, upper)
         })
         .map_err(|source| Error::Upper {
             path: upper.clone(),
             source,
         })
+}
+
+/// Copies extended attributes, apart from overlayfs's own, which mean something in their layer only. As when overlayfs copies
+/// a file up, what a file system has no place for is lost, unless it decides who may do what.
+fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
+    let mut names = vec![0; XATTRS_SIZE];
+    let length = match rustix::fs::listxattr(from, &mut *names) {
+        Err(Errno::NOTSUP) => return Ok(()),
+        other => other?,
+    };
+    let mut value = vec![0; XATTRS_SIZE];
+    for name in names[..length]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty())
+    {
+        if name.starts_with(b"trusted.overlay.") {
+            continue;
+        }
+        let length = rustix::fs::getxattr(from, name, &mut *value)?;
+        let decides = name.starts_with(b"security.") || name.starts_with(b"system.posix_acl_");
+        match rustix::fs::setxattr(to, name, &value[..length], XattrFlags::empty()) {
+            Err(Errno::NOTSUP) if !decides => {}
+            other => other?,
+        }
+    }
+    Ok(())
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Error> {

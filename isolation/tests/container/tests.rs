@@ -6,7 +6,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use rustix::fs::{CWD, FileType, Mode};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags};
 use rvm_isolation::{Plan, StartError};
 use serde_json::{Value, json};
 
@@ -640,13 +640,24 @@ fn the_root_directory_looks_like_the_images() {
     let fixture = Fixture::with_tree(|tree| {
         fs::set_permissions(tree, fs::Permissions::from_mode(0o1711)).unwrap();
         std::os::unix::fs::chown(tree, Some(3), Some(4)).unwrap();
+        for name in ["security.test", "trusted.overlay.test", "trusted.test"] {
+            rustix::fs::setxattr(tree, name, b"value", XattrFlags::empty()).unwrap();
+        }
     });
+    let attribute = |name: &str| {
+        let mut value = [0; 16];
+        let length = rustix::fs::getxattr(fixture.path().join("upper"), name, &mut value)?;
+        Ok(String::from_utf8_lossy(&value[..length]).into_owned())
+    };
     assert_eq!(fixture.shell("stat -c %a:%u:%g /; chmod 755 /"), "1711:3:4\n");
     assert_eq!(
         fixture.shell("stat -c %a:%u:%g /"),
         "755:3:4\n",
         "as the workload left it"
     );
+    assert_eq!(attribute("security.test"), Ok("value".into()));
+    assert_eq!(attribute("trusted.test"), Ok("value".into()));
+    assert_eq!(attribute("trusted.overlay.test"), Err(rustix::io::Errno::NODATA));
 }
 
 fn nothing_is_left_after_destroy() {
