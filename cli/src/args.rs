@@ -204,7 +204,7 @@ pub(crate) struct Logs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Load {
-    /// Archive or OCI layout directory [default: standard input]
+    /// Archive or OCI layout directory; - or nothing for standard input
     #[arg(short, long, value_name = "PATH")]
     pub(crate) input: Option<PathBuf>,
     /// Print names only, and no progress

@@ -1,4 +1,4 @@
-//! Small JSON files that are either the old or the new version, whenever the machine stops.
+//! Small JSON files that are either the old or the new version, at whatever moment a process is killed.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};

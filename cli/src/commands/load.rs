@@ -11,8 +11,8 @@ use crate::output::{self, LoadProgress};
 
 pub(super) fn run(engine: &Engine, arguments: Load) -> Result<u8> {
     let source = match arguments.input {
-        Some(path) => Source::Path(path),
-        None => Source::Stream(Box::new(io::stdin())),
+        Some(path) if path.as_os_str() != "-" => Source::Path(path),
+        _ => Source::Stream(Box::new(io::stdin())),
     };
     let mut progress = LoadProgress::new(!arguments.quiet);
     let loaded = engine
