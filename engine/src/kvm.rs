@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -57,12 +58,13 @@ impl Error {
     }
 }
 
-/// What was found out since the machine booted.
+/// What was found to conform since the machine booted.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Verdict {
     boot_id: String,
-    conforming: bool,
+    /// Number of the device that was probed.
+    device: u64,
 }
 
 /// Checks that a virtual machine can run, by the verdict on record or by a probe.
@@ -79,7 +81,8 @@ pub fn require(layout: &Layout) -> Result<(), Error> {
     })?;
     let path = layout.run().join("kvm.json");
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    if known_to_conform(&path, &boot_id) {
+    let number = device.metadata().map_err(Error::Open)?.rdev();
+    if known_to_conform(&path, &boot_id, number) {
         return Ok(());
     }
     let reasons = rvm_vmm::probe::probe(&device).map_err(Error::Probe)?.reasons;
@@ -92,14 +95,13 @@ pub fn require(layout: &Layout) -> Result<(), Error> {
         &path,
         &Verdict {
             boot_id,
-            conforming: true,
+            device: number,
         },
     );
     Ok(())
 }
 
-fn known_to_conform(path: &Path, boot_id: &str) -> bool {
-    let same_boot =
-        |verdict: Verdict| !boot_id.is_empty() && verdict.boot_id == boot_id && verdict.conforming;
-    json::read(path).is_ok_and(same_boot)
+fn known_to_conform(path: &Path, boot_id: &str, device: u64) -> bool {
+    let same = |verdict: Verdict| verdict.boot_id == boot_id && verdict.device == device;
+    !boot_id.is_empty() && json::read(path).is_ok_and(same)
 }
