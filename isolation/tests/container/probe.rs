@@ -1,8 +1,11 @@
 //! What runs inside a container when a shell cannot tell.
 
-use std::process::ExitCode;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, clock_gettime};
 
 /// Runs the probe named by the first argument.
@@ -11,6 +14,7 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
     match names.as_slice() {
         ["descriptors"] => descriptors(),
         ["hog"] => hog(),
+        ["overwrite"] => overwrite(),
         ["spin"] => spin(Duration::from_secs(2)),
         _ => return ExitCode::from(99),
     }
@@ -21,6 +25,15 @@ pub(crate) fn main(arguments: &[String]) -> ExitCode {
 fn descriptors() {
     let open = |number: &i32| std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
     println!("{:?}", (0..4096).filter(open).collect::<Vec<i32>>());
+}
+
+/// Opens the file that this process runs and lets a shell write to it, as in CVE-2019-5736.
+fn overwrite() {
+    let executable = rustix::fs::open("/proc/self/exe", OFlags::PATH, Mode::empty()).unwrap();
+    let script = format!("echo overwritten >/proc/self/fd/{}", executable.as_raw_fd());
+    // The descriptor stays open.
+    let error = Command::new("/bin/sh").args(["-c", &script]).exec();
+    println!("cannot execute the shell: {error}");
 }
 
 /// Uses memory without end, a mebibyte at a time.

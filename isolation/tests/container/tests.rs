@@ -39,6 +39,7 @@ pub(crate) const ALL: &[Test] = tests![
     a_hog_is_killed,
     processor_time_is_limited,
     devices_are_restricted,
+    the_init_cannot_be_overwritten,
     seccomp_filters_are_in_force,
     signals_reach_the_workload,
     bind_mounts_show_files_of_the_host,
@@ -479,6 +480,17 @@ fn devices_are_restricted() {
     let outcome = fixture.run(&spec);
     assert_eq!(outcome.stdout, "5:3:640:5\nopen\n");
     assert!(outcome.stderr.contains("No such device"), "{}", outcome.stderr);
+}
+
+fn the_init_cannot_be_overwritten() {
+    // The command is what init runs at that time: the host's file.
+    let outcome = Fixture::new().run(&spec(&["/proc/self/exe", "probe", "overwrite"]));
+    assert_eq!((outcome.exit.code, outcome.stdout.as_str()), (1, ""));
+    assert!(
+        outcome.stderr.ends_with(": Read-only file system\n"),
+        "{}",
+        outcome.stderr
+    );
 }
 
 fn seccomp_filters_are_in_force() {
