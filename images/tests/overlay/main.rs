@@ -48,9 +48,9 @@ fn sparse_files_in_every_format() -> Result<()> {
         fs::create_dir(&layer)?;
         let script = format!(
             "mkdir t; truncate -s 3M t/hole; echo end >>t/hole; \
-             truncate -s 100M t/many; for i in $(seq 1 60); do \
-               printf %1000d $i | dd of=t/many bs=1 seek=$((i * 99991)) conv=notrunc status=none; done; \
-             truncate -s 1G t/empty; printf x >t/plain; \
+             truncate -s 10M t/many; for i in $(seq 1 60); do \
+               printf %1000d $i | dd of=t/many bs=1 seek=$((i * 9991 * 17)) conv=notrunc status=none; done; \
+             truncate -s 40M t/empty; printf x >t/plain; \
              tar -S {options} --numeric-owner -C t -cf layer.tar ."
         );
         run(&layer, "bash", &["-euc", &script])?;

@@ -37,7 +37,7 @@ for size in 4031 4032 4033 4095 4096 4097 8191 8192 8193 300000; do
   head -c $size /dev/urandom >types/$size
   head -c $size /dev/zero >types/zero-$size
 done
-head -c 20000000 /dev/urandom >types/large
+head -c 5000000 /dev/urandom >types/large
 echo s >owners/setuid; chown 1:2 owners/setuid; chmod 4755 owners/setuid
 echo s >owners/setgid; chmod 2711 owners/setgid
 echo n >owners/none; chmod 0 owners/none

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, Metadata};
+use std::hash::{DefaultHasher, Hasher as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use sha2::{Digest as _, Sha256};
 
 /// By escaped path.
 pub(crate) type Tree = BTreeMap<String, String>;
@@ -54,7 +54,9 @@ fn describe(path: &Path, metadata: &Metadata) -> Result<String> {
     let kind = metadata.file_type();
     let content = if kind.is_file() {
         let bytes = fs::read(path)?;
-        format!("file {} {:x?}", bytes.len(), &Sha256::digest(&bytes)[..8])
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&bytes);
+        format!("file {} {:x}", bytes.len(), hasher.finish())
     } else if kind.is_symlink() {
         format!("-> {}", escape(fs::read_link(path)?.as_os_str().as_bytes()))
     } else if kind.is_dir() {
