@@ -35,12 +35,9 @@ fn victims(kind: &str, cli: i32) -> Result<Vec<Process>> {
     let is_victim = |process: &Process| match kind {
         "command" => process.pid == cli,
         "vmm" => process.name == "rvm-vmm",
-        _ => {
-            process.name == "rvm"
-                && processes::arguments(process.pid)
-                    .iter()
-                    .any(|word| word == "supervise")
-        }
+        _ => processes::arguments(process.pid)
+            .iter()
+            .any(|word| word == "supervise"),
     };
     Ok(processes::all()?.into_values().filter(is_victim).collect())
 }
