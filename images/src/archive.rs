@@ -102,7 +102,8 @@ pub(crate) fn open(
     // Archives of newer Dockers are both; the layout has the manifests as they were pulled.
     let candidates = if container.has("oci-layout") && container.has("index.json") {
         oci::candidates(&container, stem.as_deref())?
-    } else if container.has("manifest.json") {
+    } else if matches!(container, Container::Tar { .. }) && container.has("manifest.json") {
+        // Never in a directory: the names in this manifest may lead anywhere, and only a tar keeps them inside.
         docker::candidates(&container)?
     } else {
         return Err(Error::Unknown);

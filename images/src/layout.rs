@@ -184,7 +184,15 @@ impl Layout {
 
     pub(crate) fn write_index(&self, index: &Index, _lock: &Lock) -> Result<(), Error> {
         let path = self.images.join(INDEX);
-        let bytes = document::to_bytes(index).map_err(|source| Error::Document { path, source })?;
+        let bytes = document::to_bytes(index).map_err(|source| Error::Document {
+            path: path.clone(),
+            source,
+        })?;
+        // An index that could not be read again would make the store useless.
+        let limit = limits::MANIFEST_BYTES;
+        if !u64::try_from(bytes.len()).is_ok_and(|length| length <= limit) {
+            return Err(Error::TooLarge { path, limit });
+        }
         self.replace(INDEX, &bytes)
     }
 

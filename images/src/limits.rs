@@ -6,14 +6,15 @@
 /// Bytes of a manifest or index. Registries cap manifests at 4 MiB as well.
 pub(crate) const MANIFEST_BYTES: u64 = 4 << 20;
 
-/// Bytes of an image configuration; the largest seen in use are some tens of kilobytes.
-pub(crate) const CONFIG_BYTES: u64 = 4 << 20;
+/// Bytes of an image configuration; the largest seen in use are some tens of kilobytes. In memory one can take thirty times
+/// as much.
+pub(crate) const CONFIG_BYTES: u64 = 1 << 20;
 
 /// Layers of an image: Docker's own limit, and well below overlayfs's 500.
 pub(crate) const LAYERS: usize = 127;
 
 /// Images of one archive or layout; each costs a manifest and a configuration in memory.
-pub(crate) const IMAGES: usize = 1024;
+pub(crate) const IMAGES: usize = 128;
 
 /// Members of an archive (not of a layer): 127 layers with a few files each for a great many images.
 pub(crate) const ARCHIVE_MEMBERS: usize = 1 << 18;
