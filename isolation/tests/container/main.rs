@@ -7,6 +7,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test; clippy knows only libtest's by itself")]
 
+mod endings;
 mod fixture;
 mod probe;
 mod tests;
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     if let [_, mode, rest @ ..] = arguments.as_slice() {
         match mode.as_str() {
             "probe" => return probe::main(rest),
-            "parent" => return tests::parent(),
+            "parent" => return endings::parent(),
             _ => {}
         }
     }
