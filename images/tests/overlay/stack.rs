@@ -20,7 +20,9 @@ pub(crate) struct Stack {
 impl Stack {
     /// An image without layers, made by umoci.
     pub(crate) fn new() -> Result<Self> {
-        let scratch = std::env::var_os("RVM_TEST_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
+        let given = std::env::var_os("RVM_TEST_SCRATCH").map(PathBuf::from);
+        let lab = Some(PathBuf::from("/scratch")).filter(|path| path.is_dir());
+        let scratch = given.or(lab).unwrap_or_else(std::env::temp_dir);
         let stack = Self {
             directory: tempfile::tempdir_in(scratch)?,
         };
