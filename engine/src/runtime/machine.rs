@@ -157,7 +157,7 @@ impl Drop for Machine {
 fn describe(stopped: &Stopped) -> String {
     let what = match stopped.reason {
         StopReason::Reset => "the guest reset itself",
-        StopReason::Panic => "the guest kernel panicked",
+        StopReason::Panic => "the guest's kernel ended in a panic",
         StopReason::TripleFault => "the guest's CPU shut down after a triple fault",
         StopReason::InternalError => "KVM could not go on with the guest",
         StopReason::KvmFailure => "a KVM system call failed",
