@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Seek as _};
+use std::net::Shutdown;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -21,6 +22,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Time for a machine to end after its guest was told to power off.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
+
+/// Time for the VMM to report after it was told to end.
+const REPORT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Longest line of the events socket that is read: a stopped machine reports its console's last 8 KiB.
 const MAX_EVENT_BYTES: u64 = 256 << 10;
@@ -46,9 +50,9 @@ pub(crate) enum Error {
     /// The VMM's process ended and did not say why.
     #[error("the virtual machine monitor was killed")]
     Killed,
-    /// The guest did not come up.
-    #[error("the guest did not report to be ready within {} seconds", BOOT_LIMIT.as_secs())]
-    NotReady,
+    /// The guest did not come up. What its console ends with, where the VMM could still tell.
+    #[error("the guest did not report to be ready within {} seconds{}", BOOT_LIMIT.as_secs(), console_end(.0))]
+    NotReady(String),
 }
 
 /// A VMM and its guest.
@@ -116,7 +120,11 @@ impl Machine {
                 .saturating_duration_since(Instant::now())
                 .max(Duration::from_millis(1));
             self.events.set_read_timeout(Some(left)).map_err(Error::Wait)?;
-            match next_event(&mut reader)? {
+            let event = match next_event(&mut reader) {
+                Err(Error::NotReady(_)) => return Err(Error::NotReady(self.last_words(reader))),
+                event => event?,
+            };
+            match event {
                 Some(Event::Stopped(stopped)) => return Err(Error::Stopped(Box::new(stopped))),
                 Some(Event::Doorbell { value, .. }) if value == Doorbell::Ready as u8 => break,
                 Some(_) => {}
@@ -133,6 +141,17 @@ impl Machine {
             }
         });
         Ok(())
+    }
+
+    /// Ends a machine that does not come up; returns what its console shows.
+    fn last_words(&self, reader: BufReader<UnixStream>) -> String {
+        // The VMM takes a closed socket for the order to end, and reports as it does.
+        let ended = self
+            .events
+            .shutdown(Shutdown::Write)
+            .and_then(|()| self.events.set_read_timeout(Some(REPORT_LIMIT)));
+        let stopped = ended.ok().and_then(|()| last_event(reader));
+        stopped.map(|stopped| stopped.console_tail).unwrap_or_default()
     }
 
     /// Waits for the VMM's report of the machine's end, for as long as a guest takes to power off. `None` where the
@@ -165,17 +184,22 @@ fn describe(stopped: &Stopped) -> String {
         StopReason::Setup => "the virtual machine could not be built",
         StopReason::Terminated => "the virtual machine was ended",
     };
-    let mut text = format!("{what}: {}", stopped.detail);
-    let console = stopped.console_tail.trim_end();
-    if !console.is_empty() {
-        text.push_str("\nthe guest's console ends with:\n");
-        text.extend(
-            console
-                .chars()
-                .filter(|character| !character.is_control() || *character == '\n'),
-        );
+    format!("{what}: {}{}", stopped.detail, console_end(&stopped.console_tail))
+}
+
+/// The end of the console as an appendix to a message; empty where it shows nothing.
+fn console_end(console: &str) -> String {
+    let console = console.trim_end();
+    if console.is_empty() {
+        return String::new();
     }
-    text
+    let printable = console
+        .chars()
+        .filter(|character| !character.is_control() || *character == '\n');
+    format!(
+        "\nthe guest's console ends with:\n{}",
+        printable.collect::<String>()
+    )
 }
 
 fn config_file(config: &VmConfig) -> io::Result<File> {
@@ -199,7 +223,7 @@ fn next_event(reader: &mut BufReader<UnixStream>) -> Result<Option<Event>, Error
         Ok(0) => Ok(None),
         Ok(_) => serde_json::from_slice(&line).map(Some).map_err(Error::Malformed),
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-            Err(Error::NotReady)
+            Err(Error::NotReady(String::new()))
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(None),
         Err(error) => Err(Error::Wait(error)),

@@ -13,6 +13,9 @@ const MOUNTED: [&str; 3] = ["proc", "sys", "dev"];
 
 fn equals_what_umoci_unpacks(rvm: &Rvm, image: &'static str) -> Result<()> {
     let bundle = scratch()?.join("rootfs");
+    if bundle.exists() {
+        fs::remove_dir_all(&bundle)?; // left by a test that failed
+    }
     let unpacked = images::unpack(image, &bundle)?;
     if image == LAYERS {
         let mut command = rvm.command(["load", "-i"])?;
