@@ -25,6 +25,9 @@ use crate::{Layout, cgroup, disk, kvm, layout, memory, names, spec};
 /// Virtual CPUs where nobody asked for a number.
 const DEFAULT_VCPUS: u8 = 4;
 
+/// CONFIG_NR_CPUS of the guest kernel.
+const MAX_VCPUS: u8 = 64;
+
 /// A supervisor that was told to kill its container has done so within this.
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 
@@ -82,6 +85,12 @@ pub enum Error {
         wanted: u64,
         /// The machine's.
         available: u64,
+    },
+    /// More CPUs than a guest can have.
+    #[error("{wanted} CPUs were asked for, and a virtual machine has {MAX_VCPUS} at most")]
+    TooManyVcpus {
+        /// Rounded up.
+        wanted: u64,
     },
     /// More memory than there is.
     #[error("a virtual machine of {wanted_mib} MiB was asked for, and this machine has {available_mib} MiB")]
@@ -305,10 +314,10 @@ impl Engine {
                 let vcpus = wanted.unwrap_or(available.min(DEFAULT_VCPUS.into()));
                 let limit = request.options.memory_bytes.unwrap_or_else(memory::default_limit);
                 let memory_mib = machine_memory(limit)?;
-                let vcpus = u8::try_from(vcpus).map_err(|_| Error::TooManyCpus {
-                    wanted: vcpus,
-                    available,
-                })?;
+                let vcpus = u8::try_from(vcpus)
+                    .ok()
+                    .filter(|vcpus| *vcpus <= MAX_VCPUS)
+                    .ok_or(Error::TooManyVcpus { wanted: vcpus })?;
                 Ok(Some(Machine { vcpus, memory_mib }))
             }
         }

@@ -40,6 +40,16 @@ pub(crate) enum Error {
     Tar(#[from] tar::Error),
     #[error("the archive's member {0:?} has a name that leads out of the archive")]
     MemberName(String),
+    #[error(
+        "a member of the archive has a name of more than {} bytes",
+        limits::PATH_BYTES
+    )]
+    MemberNameLength,
+    #[error(
+        "the documents that the archive's images name have more than {} bytes",
+        limits::DOCUMENTS_BYTES
+    )]
+    Documents,
     #[error("the archive has more than {} members", limits::ARCHIVE_MEMBERS)]
     Members,
     #[error(
@@ -102,7 +112,7 @@ pub(crate) fn open(
     // Archives of newer Dockers are both; the layout has the manifests as they were pulled.
     let candidates = if container.has("oci-layout") && container.has("index.json") {
         oci::candidates(&container, stem.as_deref())?
-    } else if matches!(container, Container::Tar { .. }) && container.has("manifest.json") {
+    } else if matches!(container.pieces, Pieces::Tar { .. }) && container.has("manifest.json") {
         // Never in a directory: the names in this manifest may lead anywhere, and only a tar keeps them inside.
         docker::candidates(&container)?
     } else {
@@ -191,8 +201,14 @@ impl tar::Input for Seeking {
 /// A few headers' worth: members are large.
 const HEADER_BUFFER_BYTES: usize = 4096;
 
+/// An archive or directory, and how much of it was read into memory.
+struct Container {
+    pieces: Pieces,
+    documents: Cell<u64>,
+}
+
 /// Named pieces of bytes.
-enum Container {
+enum Pieces {
     Tar {
         data: Section,
         members: HashMap<Vec<u8>, Member>,
@@ -221,7 +237,7 @@ impl Container {
                 let stem = stem(&path);
                 let metadata = std::fs::metadata(&path).map_err(opening)?;
                 if metadata.is_dir() {
-                    return Ok((Self::Directory(path), stem));
+                    return Ok((Self::new(Pieces::Directory(path)), stem));
                 }
                 let file = File::open(&path).map_err(opening)?;
                 if metadata.is_file() {
@@ -236,21 +252,28 @@ impl Container {
             Source::Stream(stream) => (spool(stream, staging, progress)?, None),
         };
         let members = index(&data)?;
-        Ok((Self::Tar { data, members }, stem))
+        Ok((Self::new(Pieces::Tar { data, members }), stem))
+    }
+
+    fn new(pieces: Pieces) -> Self {
+        Self {
+            pieces,
+            documents: Cell::new(0),
+        }
     }
 
     fn has(&self, name: &str) -> bool {
-        match self {
-            Self::Tar { members, .. } => members.contains_key(name.as_bytes()),
-            Self::Directory(directory) => directory.join(name).is_file(),
+        match &self.pieces {
+            Pieces::Tar { members, .. } => members.contains_key(name.as_bytes()),
+            Pieces::Directory(directory) => directory.join(name).is_file(),
         }
     }
 
     /// A member's bytes. In a directory the name is one of image-spec's or made of a digest.
     fn section(&self, name: &str) -> Result<Section, Error> {
         let missing = || Error::Missing(name.to_owned());
-        match self {
-            Self::Directory(directory) => {
+        match &self.pieces {
+            Pieces::Directory(directory) => {
                 let path = directory.join(name);
                 if !path.is_file() {
                     return Err(missing());
@@ -258,7 +281,7 @@ impl Container {
                 let open = File::open(&path).and_then(Section::whole);
                 open.map_err(|source| Error::Open { path, source })
             }
-            Self::Tar { data, members } => {
+            Pieces::Tar { data, members } => {
                 let mut name = normal(name.as_bytes())?;
                 for _ in 0..MAX_LINKS {
                     match members.get(&name).ok_or_else(missing)? {
@@ -271,6 +294,7 @@ impl Container {
         }
     }
 
+    /// Reads a document.
     fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, Error> {
         let mut section = self.section(name)?;
         let bytes = section.remaining();
@@ -281,6 +305,11 @@ impl Container {
                 limit,
             });
         }
+        let documents = self.documents.get().saturating_add(bytes);
+        if documents > limits::DOCUMENTS_BYTES {
+            return Err(Error::Documents);
+        }
+        self.documents.set(documents);
         let mut content = Vec::new();
         section.read_to_end(&mut content).map_err(Error::Read)?;
         Ok(content)
@@ -411,6 +440,9 @@ fn index(data: &Section) -> Result<HashMap<Vec<u8>, Member>, Error> {
 
 /// A member's name without `.` and doubled slashes; one that leads upwards or to the root is refused.
 fn normal(name: &[u8]) -> Result<Vec<u8>, Error> {
+    if name.len() > limits::PATH_BYTES {
+        return Err(Error::MemberNameLength);
+    }
     let bad = || Error::MemberName(name.escape_ascii().to_string());
     if name.starts_with(b"/") {
         return Err(bad());
@@ -420,6 +452,9 @@ fn normal(name: &[u8]) -> Result<Vec<u8>, Error> {
 
 /// The member that a symbolic link in the archive leads to.
 fn beside(link: &[u8], target: &[u8]) -> Result<Vec<u8>, Error> {
+    if target.len() > limits::PATH_BYTES {
+        return Err(Error::MemberNameLength);
+    }
     let bad = || Error::MemberName(link.escape_ascii().to_string());
     if target.starts_with(b"/") {
         return Err(bad());

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::image::ImageConfiguration;
+use oci_spec::image::{Arch, ImageConfiguration, Os};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,8 @@ pub(crate) enum Error {
     Layers { count: usize },
     #[error("it has {diff_ids} diff IDs for {layers} layers")]
     DiffIds { diff_ids: usize, layers: usize },
+    #[error("the image is for {os}/{architecture}, and this machine runs linux/amd64")]
+    Platform { os: Os, architecture: Arch },
 }
 
 /// Reference to a blob.
@@ -234,10 +236,14 @@ impl Config {
         if layers > limits::LAYERS {
             return Err(Error::Layers { count: layers });
         }
-        Ok(Self {
-            image: serde_json::from_slice(bytes)?,
-            diff_ids,
-        })
+        let image: ImageConfiguration = serde_json::from_slice(bytes)?;
+        if (image.os(), image.architecture()) != (&Os::Linux, &Arch::Amd64) {
+            return Err(Error::Platform {
+                os: image.os().clone(),
+                architecture: image.architecture().clone(),
+            });
+        }
+        Ok(Self { image, diff_ids })
     }
 }
 

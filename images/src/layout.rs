@@ -113,7 +113,10 @@ impl Layout {
         })?;
         let found = version.get("version").and_then(serde_json::Value::as_u64);
         match found.and_then(|found| u32::try_from(found).ok()) {
-            Some(VERSION) => Ok(layout),
+            Some(VERSION) => {
+                layout.sweep_if_idle()?;
+                Ok(layout)
+            }
             found => Err(Error::Version {
                 path,
                 found: found.unwrap_or(u32::MAX),
@@ -131,7 +134,23 @@ impl Layout {
         Ok((lock, self.images.join(UNFINISHED).exists()))
     }
 
+    /// Removes what loads that died have left, unless somebody holds the lock and so has done it.
+    fn sweep_if_idle(&self) -> Result<(), Error> {
+        let (path, file) = self.open_lock_file()?;
+        match file.try_lock() {
+            Ok(()) => self.remove_dead_staging(),
+            Err(TryLockError::WouldBlock) => Ok(()),
+            Err(TryLockError::Error(source)) => Err(at("lock", &path)(source)),
+        }
+    }
+
     fn lock_file(&self) -> Result<File, Error> {
+        let (path, file) = self.open_lock_file()?;
+        file.lock().map_err(at("lock", &path))?;
+        Ok(file)
+    }
+
+    fn open_lock_file(&self) -> Result<(PathBuf, File), Error> {
         let path = self.images.join("lock");
         let file = File::options()
             .create(true)
@@ -139,8 +158,7 @@ impl Layout {
             .write(true)
             .open(&path)
             .map_err(at("open", &path))?;
-        file.lock().map_err(at("lock", &path))?;
-        Ok(file)
+        Ok((path, file))
     }
 
     /// Marks the beginning and the end of a change that takes several steps.
@@ -246,7 +264,11 @@ impl Layout {
                 let lock = path.join("lock");
                 match File::open(&lock).map(|file| file.try_lock()) {
                     Ok(Err(TryLockError::WouldBlock)) => {}
-                    _ => fs::remove_dir_all(&path).map_err(at("remove", &path))?,
+                    _ => match fs::remove_dir_all(&path) {
+                        // Its load has come to its end meanwhile.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        result => result.map_err(at("remove", &path))?,
+                    },
                 }
             } else {
                 // A document that was not renamed any more: they are written under the lock.

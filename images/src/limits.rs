@@ -16,13 +16,20 @@ pub(crate) const LAYERS: usize = 127;
 /// Images of one archive or layout; each costs a manifest and a configuration in memory.
 pub(crate) const IMAGES: usize = 128;
 
+/// Bytes of all indexes, manifests and configurations that are read of one archive or layout, however often the same one
+/// is named: some thousand times those of a usual image.
+pub(crate) const DOCUMENTS_BYTES: u64 = 16 << 20;
+
 /// Members of an archive (not of a layer): 127 layers with a few files each for a great many images.
 pub(crate) const ARCHIVE_MEMBERS: usize = 1 << 18;
 
 /// Entries of a layer. Each costs some 100 bytes of memory until the layer is complete.
 pub(crate) const LAYER_ENTRIES: u64 = 4 << 20;
 
-/// Bytes of all names of a layer, for the same reason: a name may have 255 bytes.
+/// A directory costs as much memory as this many other entries.
+pub(crate) const DIRECTORY_ENTRIES: usize = 4;
+
+/// Bytes of all names of a layer and of the extended attributes of its directories, which are in memory as well.
 pub(crate) const LAYER_NAME_BYTES: u64 = 256 << 20;
 
 /// Bytes of a path within a layer: Linux's PATH_MAX. Bounds the depth of the tree too.

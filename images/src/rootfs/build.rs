@@ -61,6 +61,8 @@ pub(crate) enum Error {
 pub(crate) struct Unfinished {
     pub(super) writer: Writer,
     pub(super) tree: Tree,
+    /// Sum of the sizes of all files.
+    pub(super) bytes: u64,
 }
 
 impl Unfinished {
@@ -84,6 +86,7 @@ pub(crate) fn read_layer<R: Input>(stream: &mut tar::Reader<R>, file: File) -> R
     Ok(Unfinished {
         writer: layer.writer,
         tree: layer.tree,
+        bytes: layer.bytes,
     })
 }
 

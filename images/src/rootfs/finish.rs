@@ -9,6 +9,7 @@ use super::path::display;
 use super::tree::{Child, Directory, DirectoryId, Name, Tree, TreeError};
 use super::{OPAQUE_ATTRIBUTE, default_directory};
 use crate::erofs::{DirectoryChild, FileType, Inode, Metadata, Nid, Writer};
+use crate::limits;
 
 /// Bytes copied at once from a lower layer.
 const CHUNK_BYTES: usize = 64 << 10;
@@ -19,6 +20,7 @@ impl Unfinished {
         let mut finisher = Finisher {
             writer: self.writer,
             tree: self.tree,
+            bytes: self.bytes,
             lower,
             visited: Vec::new(),
             queue: VecDeque::new(),
@@ -36,6 +38,8 @@ impl Unfinished {
 struct Finisher<'a> {
     writer: Writer,
     tree: Tree,
+    /// Sum of the sizes of all files, with those copied from below.
+    bytes: u64,
     lower: &'a Lower,
     /// Directories that need no further look, by index.
     visited: Vec<bool>,
@@ -333,6 +337,10 @@ impl Finisher<'_> {
                 Ok(self.writer.symlink(&metadata, &link)?)
             }
             FileType::File => {
+                self.bytes = self.bytes.saturating_add(inode.size());
+                if self.bytes > limits::UNPACKED_BYTES {
+                    return Err(Error::TooLarge);
+                }
                 let mut sink = self.writer.file(&metadata, inode.size())?;
                 let mut buffer = vec![0; CHUNK_BYTES];
                 let mut position = 0;

@@ -135,6 +135,8 @@ impl Tree {
     }
 
     pub(super) fn insert_directory(&mut self, path: &[&[u8]], metadata: Metadata) -> Result<(), TreeError> {
+        let attributes = metadata.xattrs.iter();
+        self.count(0, attributes.map(|(name, value)| name.len() + value.len()).sum())?;
         let Some((name, parents)) = path.split_last() else {
             self.directory_mut(DirectoryId::ROOT).metadata = Some(metadata);
             return Ok(());
@@ -275,7 +277,7 @@ impl Tree {
     }
 
     fn new_directory(&mut self, parent: DirectoryId, name: &[u8]) -> Result<DirectoryId, TreeError> {
-        self.count(1, name.len())?;
+        self.count(limits::DIRECTORY_ENTRIES, name.len())?;
         let id = DirectoryId(self.directories.len());
         self.directories.push(Directory::default());
         self.directory_mut(parent)

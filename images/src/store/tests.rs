@@ -489,6 +489,33 @@ fn platforms_are_chosen() {
 }
 
 #[test]
+fn an_image_for_another_machine_is_refused() {
+    let config =
+        json!({"architecture": "arm64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
+    let manifest = json!([{"Config": "config.json", "RepoTags": ["arm:1"], "Layers": []}]).to_string();
+    let archive = tar(&[
+        ("config.json", config.to_string().as_bytes()),
+        ("manifest.json", manifest.as_bytes()),
+    ]);
+    let error = fixture().load(&archive).unwrap_err();
+    assert!(chain(&error).contains("for linux/arm64"), "{}", chain(&error));
+}
+
+#[test]
+fn documents_of_an_archive_have_a_common_budget() {
+    let mut config = config(&[], "1");
+    config.resize(1 << 20, b' ');
+    let image = json!({"Config": "config.json", "RepoTags": [], "Layers": []});
+    let archive = |images: usize| {
+        let manifest = Value::from(vec![image.clone(); images]).to_string();
+        tar(&[("config.json", &config), ("manifest.json", manifest.as_bytes())])
+    };
+    fixture().load(&archive(15)).unwrap();
+    let error = fixture().load(&archive(16)).unwrap_err();
+    assert!(chain(&error).contains("16777216"), "{}", chain(&error));
+}
+
+#[test]
 fn a_bare_tag_is_put_behind_the_files_name() {
     let fixture = fixture();
     let archive = oci_archive(&oci_files(&two_layers(), "bookworm", "1"));
@@ -526,6 +553,13 @@ fn what_a_killed_command_left_is_removed() {
     assert!(!images.join("unfinished").exists());
     drop(alive);
     assert!(fixture.files("images/staging").is_empty());
+    // Opening the store is enough, and leaves a load alone that lives.
+    let _alive = fixture.store.staging().unwrap();
+    fs::create_dir(images.join("staging/load-dead")).unwrap();
+    Store::open(fixture.directory.path()).unwrap();
+    let names = fixture.files("images/staging");
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert_ne!(names, ["load-dead"]);
     assert_eq!(fixture.store.resolve("a:1").unwrap().layers.len(), 2);
 }
 
