@@ -1,17 +1,15 @@
 //! Memory, processor time and disk: what a workload may take.
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use rvm_tests::both_modes;
 use rvm_tests::command::{LIMIT, finish};
 use rvm_tests::images::BUSYBOX;
 use rvm_tests::rvm::{Isolation, Rvm, in_mode};
 
-/// Rounds counted, and percent of one processor used, by a loop of three seconds.
-fn spin(rvm: &Rvm, flags: &[&str]) -> Result<(f64, f64)> {
+/// Percent of one processor that a loop of three seconds had.
+fn spin(rvm: &Rvm, flags: &[&str]) -> Result<f64> {
     let arguments = [flags, &[BUSYBOX, "/probe", "spin", "3000"]].concat();
-    let text = rvm.run(arguments)?.ok().text();
-    let (rounds, percent) = text.split_once(' ').context("not two numbers")?;
-    Ok((rounds.parse()?, percent.parse()?))
+    Ok(rvm.run(arguments)?.ok().text().trim().parse()?)
 }
 
 both_modes! {
@@ -28,14 +26,12 @@ both_modes! {
         assert!(output.text().ends_with("all 48 MiB"));
     }
 
-    /// Whatever else the machine does: the share of a processor is what the kernel grants, and work follows it.
+    /// In processor time, which the kernel grants: what work is done in it depends on what else the machine does.
     fn half_a_cpu_halves_a_loop(rvm) {
-        let (full_rounds, full) = spin(rvm, &[])?;
-        let (half_rounds, half) = spin(rvm, &["--cpus", "0.5"])?;
+        let half = spin(rvm, &["--cpus", "0.5"])?;
         assert!((35.0..=65.0).contains(&half), "with --cpus 0.5 the loop had {half} % of a processor");
+        let full = spin(rvm, &[])?;
         assert!(full > 75.0, "without a limit the loop had {full} % of a processor");
-        let ratio = half_rounds / full_rounds;
-        assert!((0.3..=0.7).contains(&ratio), "with --cpus 0.5 the loop did {ratio:.2} of its work");
     }
 
     fn less_memory_than_anything_needs_is_refused(rvm) {
