@@ -14,13 +14,14 @@ use anyhow::{Context, Result};
 use rvm_vmm::event::Event;
 use rvm_vmm::reporter::Reporter;
 use rvm_vmm::resources::{Disk, Part, Resources, Vsock};
+use rvm_vmm::seccomp::Filters;
 
 fn main() -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let resources = parse()?;
     let reader = std::thread::spawn(move || print_events(theirs));
     let reporter = Arc::new(Reporter::new(ours.into(), Instant::now()));
-    let machine = rvm_vmm::builder::build(resources, reporter.clone())?;
+    let machine = rvm_vmm::builder::build(resources, reporter.clone(), Filters::none())?;
     let stopped = machine.run(None);
     reporter.send_reliably(&Event::Stopped(stopped));
     drop(reporter);

@@ -16,6 +16,7 @@ use crate::devices::virtio::rng::{Rng, RngSubscriber};
 use crate::devices::virtio::vsock::{Vsock, VsockSubscriber};
 use crate::event_loop::Subscriber;
 use crate::resources;
+use crate::seccomp::Filters;
 use crate::stop::StopSignal;
 use crate::vm::{Vm, VmError};
 
@@ -49,6 +50,7 @@ pub enum DeviceError {
 pub struct VirtioDevices<'a> {
     vm: &'a Vm,
     command_line: &'a mut CommandLine,
+    filters: &'a Filters,
     bus: Bus,
     subscribers: Vec<Subscriber>,
     attached: u32,
@@ -56,12 +58,13 @@ pub struct VirtioDevices<'a> {
 }
 
 impl<'a> VirtioDevices<'a> {
-    /// No devices yet. Each one that is added is announced on `command_line`.
+    /// No devices yet. Each one that is added is announced on `command_line`, and starts its threads under `filters`.
     #[must_use]
-    pub fn new(vm: &'a Vm, command_line: &'a mut CommandLine) -> Self {
+    pub fn new(vm: &'a Vm, command_line: &'a mut CommandLine, filters: &'a Filters) -> Self {
         Self {
             vm,
             command_line,
+            filters,
             bus: Bus::default(),
             subscribers: Vec::new(),
             attached: 0,
@@ -77,7 +80,7 @@ impl<'a> VirtioDevices<'a> {
         let index = self.disks;
         self.disks += 1;
         let disk = Disk::new(disk).map_err(|source| DeviceError::Disk { index, source })?;
-        let block = Block::new(disk).map_err(DeviceError::Descriptor)?;
+        let block = Block::new(disk, self.filters).map_err(DeviceError::Descriptor)?;
         self.attach(Arc::new(Mutex::new(block)))
     }
 

@@ -22,6 +22,7 @@ use crate::machine::Machine;
 use crate::memory::{self, GuestMemory, GuestMemoryError, MemoryError};
 use crate::reporter::Reporter;
 use crate::resources::Resources;
+use crate::seccomp::Filters;
 use crate::stop::StopSignal;
 use crate::sys::{self, GuestVcpu};
 use crate::vcpu::{ExitCounters, Surroundings};
@@ -62,11 +63,16 @@ pub enum BuildError {
     Devices(#[from] DeviceError),
 }
 
-/// Builds the machine. Its memory is written, its vCPUs exist; nothing runs yet.
+/// Builds the machine. Its memory is written, its vCPUs exist; of the guest nothing runs yet. Its threads will run under
+/// `filters`.
 ///
 /// # Errors
 /// [`BuildError`].
-pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machine, BuildError> {
+pub fn build(
+    mut resources: Resources,
+    reporter: Arc<Reporter>,
+    filters: Filters,
+) -> Result<Machine, BuildError> {
     let kvm = sys::kvm_from(resources.kvm);
     let memory = memory::allocate(resources.memory_mib)?;
     let (kernel, ramdisk) = load_kernel(&memory, &mut resources.kernel, &mut resources.initrd)?;
@@ -81,7 +87,7 @@ pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machin
         let doorbell = Arc::new(Mutex::new(Doorbell::new(reporter.clone())));
         ports.add(u64::from(port)..u64::from(port) + 1, doorbell)?;
     }
-    let mut devices = VirtioDevices::new(&vm, &mut command_line);
+    let mut devices = VirtioDevices::new(&vm, &mut command_line, &filters);
     for disk in resources.disks {
         devices.add_disk(disk)?;
     }
@@ -107,6 +113,7 @@ pub fn build(mut resources: Resources, reporter: Arc<Reporter>) -> Result<Machin
         subscribers,
         console,
         reporter,
+        filters,
         vm,
     })
 }

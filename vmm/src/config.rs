@@ -49,6 +49,8 @@ pub struct VmConfig {
     /// Unix stream socket that receives [`crate::event::Event`]s, one JSON object per line. End of file on it (the
     /// supervisor is gone) ends the machine at once.
     pub events_fd: RawFd,
+    /// User and group that the process becomes if it is started by root.
+    pub user: Option<u32>,
 }
 
 /// One disk: the concatenation of its parts.
@@ -217,6 +219,7 @@ mod tests {
             }),
             doorbell_port: Some(0x600),
             events_fd: 10,
+            user: None,
         }
     }
 

@@ -11,6 +11,7 @@ pub mod attach;
 pub mod builder;
 pub mod bus;
 pub mod config;
+pub mod confine;
 pub mod devices;
 pub mod event;
 pub mod event_loop;
@@ -19,6 +20,7 @@ pub mod memory;
 pub mod probe;
 pub mod reporter;
 pub mod resources;
+pub mod seccomp;
 pub mod stop;
 #[expect(unsafe_code, reason = "all unsafe code of the crate, behind safe signatures")]
 pub mod sys;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use crate::devices::console::Console;
 use crate::event::{Event, StopReason, Stopped};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
 use crate::reporter::Reporter;
+use crate::seccomp::{Filters, Kind};
 use crate::stop::Cause;
 use crate::sys::{GuestVcpu, RunningVcpu};
 use crate::vcpu::{self, ExitCounters, Surroundings};
@@ -28,6 +29,8 @@ pub struct Machine {
     pub(crate) subscribers: Vec<Subscriber>,
     pub(crate) console: Console,
     pub(crate) reporter: Arc<Reporter>,
+    /// For the threads that run the machine.
+    pub(crate) filters: Filters,
     pub(crate) vm: Vm,
 }
 
@@ -70,8 +73,22 @@ impl Machine {
         self.reporter.send_reliably(&Event::Running {
             setup_us: self.reporter.elapsed_us(),
         });
+        let mut gates = Vec::new();
         for (index, vcpu) in (0..).zip(vcpus) {
-            running.push(vcpu::start(index, vcpu, self.surroundings.clone()).map_err(kvm_failure)?);
+            let (gate, waiting) = mpsc::channel();
+            let surroundings = self.surroundings.clone();
+            let vcpu = vcpu::start(index, vcpu, surroundings, self.filters.clone(), waiting);
+            running.push(vcpu.map_err(kvm_failure)?);
+            gates.push(gate);
+        }
+        // No guest code runs before this thread, too, has no rights but those that it needs now.
+        self.filters.install(Kind::EventLoop).map_err(|error| Cause {
+            reason: StopReason::Setup,
+            detail: describe(&error),
+        })?;
+        for gate in gates {
+            // A thread that is gone has told the reason to the event loop.
+            let _ = gate.send(());
         }
         event_loop.run().map_err(device_failure)
     }

@@ -19,6 +19,7 @@ use rvm_vmm::event::{Event, Stopped};
 use rvm_vmm::machine::{self, Machine};
 use rvm_vmm::reporter::Reporter;
 use rvm_vmm::resources::Resources;
+use rvm_vmm::seccomp::{Filters, Kind};
 use rvm_vmm::sys::{Inherited, termination_descriptor};
 
 /// A configuration names at most a few thousand descriptors.
@@ -52,9 +53,10 @@ fn run(start: Instant) -> Result<Stopped> {
         .take(config.events_fd)
         .context("cannot use the events socket")?;
     let termination = termination_descriptor().context("cannot watch for SIGTERM")?;
+    let filters = confine(&config)?;
 
     let reporter = Arc::new(Reporter::new(events, start));
-    let stopped = match build(config, &mut inherited, &reporter) {
+    let stopped = match build(config, &mut inherited, &reporter, filters) {
         Ok(machine) => machine.run(Some(termination)),
         Err(error) => machine::setup_failure(error.as_ref(), &reporter),
     };
@@ -62,9 +64,24 @@ fn run(start: Instant) -> Result<Stopped> {
     Ok(stopped)
 }
 
-fn build(config: VmConfig, inherited: &mut Inherited, reporter: &Arc<Reporter>) -> Result<Machine> {
+/// Gives up what a machine does not need, before anything that came from elsewhere is looked at.
+fn confine(config: &VmConfig) -> Result<Filters> {
+    rvm_vmm::confine::confine(config.user).context("cannot give up privileges")?;
+    // A change of user has undone it; if the supervisor died in between, its socket is closed, which ends the machine.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind to the supervisor's life")?;
+    let filters = Filters::new()?;
+    filters.install(Kind::StartUp)?;
+    Ok(filters)
+}
+
+fn build(
+    config: VmConfig,
+    inherited: &mut Inherited,
+    reporter: &Arc<Reporter>,
+    filters: Filters,
+) -> Result<Machine> {
     let resources = Resources::claim(config, inherited)?;
-    Ok(rvm_vmm::builder::build(resources, reporter.clone())?)
+    Ok(rvm_vmm::builder::build(resources, reporter.clone(), filters)?)
 }
 
 fn read_config(inherited: &mut Inherited) -> Result<VmConfig> {

@@ -118,6 +118,28 @@ impl Inherited {
     }
 }
 
+/// Moves the process into mount, network, IPC and UTS namespaces of its own. The caller has `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// Those of `unshare(2)`.
+pub(crate) fn unshare_everything() -> io::Result<()> {
+    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    // SAFETY: no descriptor table or memory is unshared, and no thread exists that could notice.
+    if unsafe { libc::unshare(namespaces) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Tries to make memory that is writable and executable.
+#[cfg(test)]
+pub(crate) fn map_executable() {
+    let protection = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping that nobody uses touches nothing.
+    unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+}
+
 /// Blocks `SIGTERM` for this thread and those it starts, and returns a descriptor that becomes readable when it arrives.
 ///
 /// # Errors

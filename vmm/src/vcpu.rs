@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 
 use kvm_ioctls::VcpuExit;
 
 use crate::bus::Bus;
 use crate::event::StopReason;
+use crate::machine::describe;
+use crate::seccomp::{Filters, Kind};
 use crate::stop::StopSignal;
 use crate::sys::{GuestVcpu, RunningVcpu};
 
@@ -77,10 +80,21 @@ impl ExitCounters {
     }
 }
 
-/// Starts the thread of vCPU `index`; it runs until the machine is told to stop.
-pub(crate) fn start(index: u8, vcpu: GuestVcpu, surroundings: Surroundings) -> io::Result<RunningVcpu> {
+/// Starts the thread of vCPU `index`, under its filter. It enters the guest once `gate` says so (not at all if the other
+/// end is dropped), and runs until the machine is told to stop.
+pub(crate) fn start(
+    index: u8,
+    vcpu: GuestVcpu,
+    surroundings: Surroundings,
+    filters: Filters,
+    gate: Receiver<()>,
+) -> io::Result<RunningVcpu> {
     RunningVcpu::start(format!("vcpu{index}"), vcpu, move |vcpu| {
-        run(index, vcpu, &surroundings)
+        if let Err(error) = filters.install(Kind::Vcpu) {
+            surroundings.stop.stop(StopReason::Setup, describe(&error));
+        } else if gate.recv().is_ok() {
+            run(index, vcpu, &surroundings);
+        }
     })
 }
 

@@ -43,6 +43,7 @@ fn run(change: impl FnOnce(&mut VmConfig)) -> (Output, Vec<Event>) {
         vsock: None,
         doorbell_port: None,
         events_fd: theirs.as_raw_fd(),
+        user: None,
     };
     change(&mut config);
     let file = inherited(&serde_json::to_vec(&config).unwrap());

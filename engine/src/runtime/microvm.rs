@@ -24,6 +24,9 @@ const GUEST_CID: u32 = 3;
 /// Keeps the console silent but for a panic, and so free of exits.
 const COMMAND_LINE: &str = "quiet loglevel=1";
 
+/// First of the 2^28 users that machines run as.
+const FIRST_MACHINE_USER: u32 = 0x7000_0000;
+
 /// A workload in a virtual machine.
 pub(crate) struct MicroVm {
     machine: Machine,
@@ -229,6 +232,16 @@ struct Parts {
     vsock: UnixListener,
 }
 
+/// The user that a machine runs as: one of its own, so that it can neither signal nor trace another one's. The range is
+/// above everything that distributions and container managers give out, and below what does not fit an `int`
+/// (<https://systemd.io/UIDS-GIDS>).
+fn machine_user(id: &str) -> u32 {
+    let digits = id
+        .get(..7)
+        .and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    FIRST_MACHINE_USER + digits.unwrap_or_default()
+}
+
 impl Parts {
     fn open(context: &Context<'_>, address: &Address) -> Result<Self, Error> {
         let layers = &context.record.layers;
@@ -298,6 +311,9 @@ impl Parts {
             }),
             doorbell_port: Some(DOORBELL_PORT),
             events_fd: vmm_events.as_raw_fd(),
+            user: rustix::process::geteuid()
+                .is_root()
+                .then(|| machine_user(&context.record.id)),
         };
         let files = [&self.kvm, &self.kernel, &self.writable, &self.console];
         let mut descriptors: Vec<_> = files

@@ -34,8 +34,9 @@ fn main() -> ExitCode {
     let selected = tests::ALL
         .iter()
         .filter(|(name, _)| filter.is_none_or(|filter| name.contains(filter.as_str())));
-    let mut failed = Vec::new();
+    let (mut run, mut failed) = (0, Vec::new());
     for (name, test) in selected {
+        run += 1;
         let start = Instant::now();
         let passed = catch_unwind(AssertUnwindSafe(test)).is_ok();
         println!(
@@ -48,6 +49,11 @@ fn main() -> ExitCode {
         }
     }
     println!("failed: {failed:?}");
+    let (result, failures) = (if failed.is_empty() { "ok" } else { "FAILED" }, failed.len());
+    println!(
+        "test result: {result}. {} passed; {failures} failed;",
+        run - failures
+    );
     if failed.is_empty() {
         ExitCode::SUCCESS
     } else {

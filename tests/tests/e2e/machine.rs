@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result};
 use rvm_tests::assets::Assets;
 use rvm_tests::command::{LIMIT, Output, finish};
 use rvm_tests::images::BUSYBOX;
+use rvm_tests::processes;
 use rvm_tests::rvm::{Isolation, Rvm, beside_this_program, in_mode, scratch};
+use rvm_tests::wait::wait_until;
 
 /// Runs `true` in a VM with assets in which something is wrong, and leaves nothing.
 fn with_assets(label: &str, change: impl FnOnce(&Assets) -> Result<()>) -> Result<Output> {
@@ -81,6 +83,63 @@ fn a_guest_that_never_connects_is_given_up() -> Result<()> {
 }
 
 /// Runs `rvm run true` in a mount namespace of its own, in which `prepare` has changed /dev.
+/// What a guest that has taken its VMM over would find.
+#[test]
+fn the_vmm_has_given_up_what_it_does_not_need() -> Result<()> {
+    in_mode(Isolation::Vm, |rvm: &Rvm| {
+        let running = rvm.start("confined", &[BUSYBOX, "sleep", "1000"])?;
+        wait_until("it is listed", LIMIT, || {
+            Ok(rvm.call(["ps", "-q"])?.text().lines().count() == 1)
+        })?;
+        let vmm = processes::all()?
+            .into_values()
+            .find(|process| process.name == "rvm-vmm")
+            .context("no VMM")?;
+        let directory = PathBuf::from(format!("/proc/{}", vmm.pid));
+        let status = fs::read_to_string(directory.join("status"))?;
+        let field = |status: &str, name: &str| {
+            let value = status
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            value.map(|value| value.split_whitespace().collect::<Vec<_>>().join(" "))
+        };
+        for (name, nothing) in [
+            ("CapPrm", "0000000000000000"),
+            ("NoNewPrivs", "1"),
+            ("Groups", ""),
+        ] {
+            assert_eq!(field(&status, name).as_deref(), Some(nothing), "{name}");
+        }
+        let user: u32 = field(&status, "Uid")
+            .and_then(|ids| ids.split(' ').next()?.parse().ok())
+            .context("no user")?;
+        assert!((0x7000_0000..0x8000_0000).contains(&user), "user {user}");
+        let mut threads = 0;
+        for thread in fs::read_dir(directory.join("task"))? {
+            let status = fs::read_to_string(thread?.path().join("status"))?;
+            assert_eq!(
+                field(&status, "Seccomp_filters").as_deref(),
+                Some("2"),
+                "{status}"
+            );
+            threads += 1;
+        }
+        assert!(threads >= 4, "{threads} threads");
+        assert_eq!(fs::read_dir(directory.join("root"))?.count(), 0);
+        assert_eq!(fs::read_to_string(directory.join("mounts"))?.lines().count(), 1);
+        let interfaces = fs::read_to_string(directory.join("net/dev"))?;
+        assert!(
+            interfaces
+                .lines()
+                .skip(2)
+                .all(|line| line.trim_start().starts_with("lo:"))
+        );
+        rvm.call(["rm", "-f", "confined"])?.ok();
+        running.finish(LIMIT)?.code(137);
+        Ok(())
+    })
+}
+
 fn with_devices(rvm: &Rvm, prepare: &str) -> Result<Output> {
     let run = rvm.run_command(["--rm", BUSYBOX, "true"])?;
     let script = format!("set -e; {prepare}; exec \"$@\"");

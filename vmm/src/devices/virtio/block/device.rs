@@ -1,11 +1,13 @@
 //! The block device: its features and configuration, and the thread that serves it.
 //!
 //! Each disk has a thread of its own, because host files are read and written synchronously: a slow `fdatasync` must
-//! hold up neither another disk nor the vsock.
+//! hold up neither another disk nor the vsock. It is started with the machine and waits for the driver, so that whoever
+//! handles the driver's writes need not be able to start threads.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
 
 use virtio_bindings::virtio_blk::{
@@ -21,6 +23,7 @@ use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::ring::Ring;
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, read_config_from};
 use crate::memory::GuestMemory;
+use crate::seccomp::{Filters, Kind};
 
 /// Discards should be multiples of this many sectors: 4 KiB, the block size of the host's file systems.
 const DISCARD_ALIGNMENT: u32 = 8;
@@ -32,19 +35,21 @@ pub struct Block {
     disk: Arc<Disk>,
     /// Blocking: the thread waits in a read of it.
     notification: [EventFd; 1],
-    worker: Option<Worker>,
+    worker: Worker,
 }
 
 impl Block {
-    /// A device for `disk`.
+    /// A device for `disk`, with a thread under its filter.
     ///
     /// # Errors
-    /// Those of `eventfd(2)`.
-    pub fn new(disk: Disk) -> io::Result<Self> {
+    /// Those of `eventfd(2)` and of starting a thread.
+    pub fn new(disk: Disk, filters: &Filters) -> io::Result<Self> {
+        let notification = EventFd::new(EFD_CLOEXEC)?;
+        let worker = Worker::start(notification.try_clone()?, filters.clone())?;
         Ok(Self {
             disk: Arc::new(disk),
-            notification: [EventFd::new(EFD_CLOEXEC)?],
-            worker: None,
+            notification: [notification],
+            worker,
         })
     }
 
@@ -95,57 +100,93 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let [ring] = <[Ring; 1]>::try_from(activation.rings).map_err(|_| ActivateError::Queues)?;
-        let task = Task {
+        self.worker.begin(Task {
             ring,
             disk: self.disk.clone(),
             memory: activation.memory,
             interrupt: activation.interrupt,
-            notification: self.notification[0].try_clone()?,
-            stop: Arc::new(AtomicBool::new(false)),
-        };
-        self.worker = Some(Worker::start(task)?);
-        Ok(())
+        })
     }
 
     fn reset(&mut self) {
-        if let Some(worker) = self.worker.take() {
-            worker.stop();
-        }
+        self.worker.end();
     }
 }
 
-impl Drop for Block {
-    fn drop(&mut self) {
-        self.reset();
-    }
-}
-
-/// The thread of an active device.
+/// The thread of a device.
 #[derive(Debug)]
 struct Worker {
-    thread: JoinHandle<()>,
+    /// `None` only while it is dropped.
+    tasks: Option<Sender<Task>>,
+    /// One message for each task that has ended.
+    ended: Receiver<()>,
+    thread: Option<JoinHandle<()>>,
+    /// Whether a task was begun and not ended.
+    busy: bool,
     stop: Arc<AtomicBool>,
     notification: EventFd,
 }
 
 impl Worker {
-    fn start(task: Task) -> io::Result<Self> {
-        let (stop, notification) = (task.stop.clone(), task.notification.try_clone()?);
-        let thread = Builder::new().name("disk".into()).spawn(move || task.run())?;
+    fn start(notification: EventFd, filters: Filters) -> io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (tasks, waiting) = mpsc::channel::<Task>();
+        let (report, ended) = mpsc::channel();
+        let (its_stop, its_notification) = (stop.clone(), notification.try_clone()?);
+        let thread = Builder::new().name("disk".into()).spawn(move || {
+            // Without its filter the thread serves nothing: a driver then finds a device that does not start.
+            if filters.install(Kind::Disk).is_err() {
+                return;
+            }
+            for task in waiting {
+                task.run(&its_stop, &its_notification);
+                if report.send(()).is_err() {
+                    return;
+                }
+            }
+        })?;
         Ok(Self {
-            thread,
+            tasks: Some(tasks),
+            ended,
+            thread: Some(thread),
+            busy: false,
             stop,
             notification,
         })
     }
 
-    /// Ends the thread after the request that it is serving.
-    fn stop(self) {
+    fn begin(&mut self, task: Task) -> Result<(), ActivateError> {
+        self.end();
+        self.stop.store(false, Ordering::SeqCst);
+        let sent = self.tasks.as_ref().is_some_and(|tasks| tasks.send(task).is_ok());
+        if !sent {
+            return Err(ActivateError::Start(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.busy = true;
+        Ok(())
+    }
+
+    /// Ends the task after the request that it is serving.
+    fn end(&mut self) {
+        if !std::mem::take(&mut self.busy) {
+            return;
+        }
         self.stop.store(true, Ordering::SeqCst);
         // Fails only if the counter is full, and then the thread is awake.
         let _ = self.notification.write(1);
-        // A panic on the thread ends the process in a release build; in a test it has been printed.
-        let _ = self.thread.join();
+        // Fails only if the thread has panicked, which ends the process in a release build; in a test it has been printed.
+        let _ = self.ended.recv();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
+        self.tasks = None;
+        if let Some(thread) = self.thread.take() {
+            // As in `end`.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -154,20 +195,18 @@ struct Task {
     disk: Arc<Disk>,
     memory: GuestMemory,
     interrupt: Arc<Interrupt>,
-    notification: EventFd,
-    stop: Arc<AtomicBool>,
 }
 
 impl Task {
-    fn run(mut self) {
-        while !self.stop.load(Ordering::SeqCst) {
+    fn run(mut self, stop: &AtomicBool, notification: &EventFd) {
+        while !stop.load(Ordering::SeqCst) {
             let mut signal = || self.interrupt.signal_used();
-            if queue::process(&mut self.ring, &self.memory, &self.disk, &self.stop, &mut signal).is_err() {
+            if queue::process(&mut self.ring, &self.memory, &self.disk, stop, &mut signal).is_err() {
                 self.interrupt.signal_needs_reset();
                 return;
             }
             // Interrupted by a signal or not, the queue is looked at again.
-            let _ = self.notification.read();
+            let _ = notification.read();
         }
     }
 }
@@ -193,6 +232,7 @@ mod tests {
                 read_only,
             })
             .unwrap(),
+            &Filters::none(),
         )
         .unwrap()
     }

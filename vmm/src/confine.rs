@@ -1,0 +1,98 @@
+//! What the process gives up before it looks at anything that others made: a compromised machine is left with the
+//! descriptors it was given, and with the system calls of [`crate::seccomp`].
+
+use std::io;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _,
+    RulesetError, Scope,
+};
+use rustix::fs::{Gid, Uid};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::CapabilitySet;
+
+use crate::sys;
+
+/// Any directory that every system has; in the process's own view, an empty one is put over it and becomes the root.
+const EMPTY_ROOT: &str = "/proc";
+
+/// What could not be given up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A step that needs privilege, which the process had.
+    #[error("cannot {step}")]
+    Step {
+        /// What was tried.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// Landlock.
+    #[error("cannot give up access to files")]
+    Landlock(#[from] RulesetError),
+}
+
+fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
+    move |source| Error::Step {
+        step,
+        source: source.into(),
+    }
+}
+
+/// Gives up the file system, the network, other processes and every privilege, for good. Must run before there is a second
+/// thread. `user` is the user and group to become; without one the process stays who it is, without its privileges.
+///
+/// Root loses its view of files and networks by namespaces, anybody by Landlock as far as the kernel has it.
+///
+/// # Errors
+/// [`Error`]. What the kernel does not know is not an error; what it refuses is.
+pub fn confine(user: Option<u32>) -> Result<(), Error> {
+    if rustix::process::geteuid().is_root() {
+        sys::unshare_everything().map_err(failed("leave the host's namespaces"))?;
+        empty_root().map_err(failed("leave the host's file system"))?;
+    }
+    if let Some(user) = user {
+        become_user(user).map_err(failed("become an unprivileged user"))?;
+    }
+    drop_capabilities().map_err(failed("drop capabilities"))?;
+    rustix::thread::set_no_new_privs(true).map_err(failed("renounce new privileges"))?;
+    Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(ABI::V6))?
+        .handle_access(AccessNet::from_all(ABI::V6))?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()?
+        .restrict_self()?;
+    Ok(())
+}
+
+/// Makes an empty, read-only file system the root and drops all others.
+fn empty_root() -> io::Result<()> {
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", private)?;
+    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOSUID;
+    rustix::mount::mount("rvm-vmm", EMPTY_ROOT, "tmpfs", flags, None)?;
+    std::env::set_current_dir(EMPTY_ROOT)?;
+    rustix::process::pivot_root(".", ".")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")
+}
+
+fn become_user(id: u32) -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    Ok(())
+}
+
+/// A change of user has cleared them for root; this is for who had some without being root.
+fn drop_capabilities() -> io::Result<()> {
+    let none = rustix::thread::CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    Ok(rustix::thread::set_capabilities(None, none)?)
+}

@@ -1,0 +1,297 @@
+//! Which system calls each kind of thread may make, and why. Anything else kills the process.
+//!
+//! Filters add up and are inherited: a thread of the machine has passed [`Kind::StartUp`]'s and its own, so it may only do
+//! what both allow. Installing one sets `no_new_privs` (seccomp(2)).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch,
+};
+
+/// What a thread is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Builds the machine and starts the other threads.
+    StartUp,
+    /// Serves the devices and the supervisor; ends the machine.
+    EventLoop,
+    /// Runs a virtual CPU and the registers of all devices.
+    Vcpu,
+    /// Reads and writes a disk.
+    Disk,
+}
+
+/// A system call that is allowed, if its arguments are as the conditions say.
+struct Call(i64, &'static [Argument]);
+
+/// A condition on an argument, counted from 0, of which the lower 32 bits count.
+enum Argument {
+    Is(u8, u64),
+    HasNone(u8, u64),
+}
+
+const fn any(number: i64) -> Call {
+    Call(number, &[])
+}
+
+const fn ioctl(request: &'static [Argument]) -> Call {
+    Call(libc::SYS_ioctl, request)
+}
+
+const MMAP_PROTECTION: Argument = Argument::HasNone(2, libc::PROT_EXEC as u64);
+
+/// What the language's runtime needs on any thread: memory, locks, and an orderly or disorderly end.
+const COMMON: &[Call] = &[
+    any(libc::SYS_futex),   // locks, channels, joining threads
+    any(libc::SYS_brk),     // memory
+    any(libc::SYS_munmap),  // memory; the stack of a thread that ends
+    any(libc::SYS_mremap),  // a vector that grows
+    any(libc::SYS_madvise), // memory given back; the stack of a thread that ends
+    Call(libc::SYS_mmap, &[MMAP_PROTECTION]),
+    Call(libc::SYS_mprotect, &[MMAP_PROTECTION]),
+    any(libc::SYS_sched_yield),     // spinning before a lock is waited for
+    any(libc::SYS_clock_gettime),   // where the vDSO has no clock
+    any(libc::SYS_getrandom),       // seeds of hash tables
+    any(libc::SYS_rt_sigprocmask),  // a thread that starts or ends, and abort
+    any(libc::SYS_rt_sigreturn),    // after the signal that interrupts a vCPU
+    any(libc::SYS_sigaltstack),     // a thread that starts or ends
+    any(libc::SYS_restart_syscall), // after the process was stopped
+    any(libc::SYS_write),           // event descriptors, the console's log, the message of a panic
+    any(libc::SYS_close),           // descriptors that are done with
+    any(libc::SYS_gettid),          // abort
+    any(libc::SYS_getpid),          // abort, and signals to vCPUs
+    any(libc::SYS_tgkill),          // the same
+    any(libc::SYS_exit),            // the end of a thread
+    any(libc::SYS_exit_group),      // the end of the process
+];
+
+const START_UP: &[Call] = &[
+    ioctl(&[]),                     // KVM: the machine, its memory, its vCPUs; lengths of block devices
+    any(libc::SYS_clone3),          // threads
+    any(libc::SYS_clone),           // threads, where there is no clone3
+    any(libc::SYS_set_robust_list), // a thread that starts
+    any(libc::SYS_rseq),            // a thread that starts
+    any(libc::SYS_prctl),           // names of threads; no_new_privs before a filter
+    any(libc::SYS_seccomp),         // the filters of the other kinds
+    any(libc::SYS_sched_getaffinity), // the C library, for its arenas and stacks
+    any(libc::SYS_rt_sigaction),    // the signal that interrupts a vCPU
+    any(libc::SYS_eventfd2),        // interrupts, notifications, the end of the machine
+    any(libc::SYS_timerfd_create),  // time limits of vsock connections
+    any(libc::SYS_epoll_create1),   // the event loop
+    any(libc::SYS_fcntl),           // duplicates of descriptors, flags
+    any(libc::SYS_dup),             // duplicates of descriptors
+    any(libc::SYS_fstat),           // sizes of kernel, ramdisk and disks
+    any(libc::SYS_statx),           // the same
+    any(libc::SYS_lseek),           // the kernel's segments
+    any(libc::SYS_read),            // kernel and ramdisk; event descriptors later
+    any(libc::SYS_readv),
+    any(libc::SYS_pread64),
+    any(libc::SYS_preadv), // disks
+    any(libc::SYS_pwritev),
+    any(libc::SYS_fallocate),
+    any(libc::SYS_fdatasync),
+    any(libc::SYS_epoll_ctl), // the event loop
+    any(libc::SYS_epoll_wait),
+    any(libc::SYS_epoll_pwait),
+    any(libc::SYS_timerfd_settime),
+    any(libc::SYS_accept4), // vsock
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_recvmsg),
+    any(libc::SYS_sendto), // vsock, and events for the supervisor
+    any(libc::SYS_sendmsg),
+    any(libc::SYS_shutdown),
+];
+
+const EVENT_LOOP: &[Call] = &[
+    any(libc::SYS_epoll_wait),
+    any(libc::SYS_epoll_pwait),
+    any(libc::SYS_epoll_ctl), // vsock connections that come, go, and wait for room
+    any(libc::SYS_read),      // event descriptors, timers, the head of a connection
+    any(libc::SYS_timerfd_settime), // time limits of vsock connections
+    any(libc::SYS_accept4),   // vsock connections
+    any(libc::SYS_recvfrom),
+    any(libc::SYS_recvmsg),
+    any(libc::SYS_sendto), // and events for the supervisor
+    any(libc::SYS_sendmsg),
+    any(libc::SYS_shutdown),
+    ioctl(&[Argument::Is(1, libc::FIONBIO)]), // an accepted connection does not block
+];
+
+/// `KVM_RUN` and `KVM_GET_REGS` (include/uapi/linux/kvm.h).
+const KVM_RUN: u64 = 0xae80;
+const KVM_GET_REGS: u64 = 0x8090_ae81;
+
+const VCPU: &[Call] = &[
+    ioctl(&[Argument::Is(1, KVM_RUN)]),
+    ioctl(&[Argument::Is(1, KVM_GET_REGS)]), // where a guest was that has failed
+    any(libc::SYS_epoll_ctl),                // a device that the driver starts or stops
+    any(libc::SYS_fcntl),                    // duplicates of a starting device's descriptors
+    any(libc::SYS_timerfd_settime),          // a device that the driver stops
+    any(libc::SYS_shutdown),                 // the same
+    any(libc::SYS_sendto),                   // the doorbell's events
+];
+
+const DISK: &[Call] = &[
+    any(libc::SYS_read), // the notification that it waits for
+    any(libc::SYS_preadv),
+    any(libc::SYS_pwritev),
+    any(libc::SYS_fallocate), // discard, write zeroes
+    any(libc::SYS_fdatasync), // flush
+];
+
+/// Why filters cannot be made or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A list is not one that a filter can be made of.
+    #[error("cannot compile a seccomp filter")]
+    Compile(#[from] seccompiler::BackendError),
+    /// The kernel refused it.
+    #[error("cannot install a seccomp filter")]
+    Install(#[source] seccompiler::Error),
+}
+
+/// The filters of all kinds, or none.
+#[derive(Clone, Debug, Default)]
+pub struct Filters(Option<Arc<[BpfProgram; 4]>>);
+
+impl Filters {
+    /// Compiles all filters.
+    ///
+    /// # Errors
+    /// [`Error::Compile`].
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self(Some(Arc::new([
+            compile(&[COMMON, START_UP])?,
+            compile(&[COMMON, EVENT_LOOP])?,
+            compile(&[COMMON, VCPU])?,
+            compile(&[COMMON, DISK])?,
+        ]))))
+    }
+
+    /// No restriction, for machines that run within another program.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Restricts the calling thread, and those it starts, for good.
+    ///
+    /// # Errors
+    /// [`Error::Install`].
+    pub fn install(&self, kind: Kind) -> Result<(), Error> {
+        let Some(program) = self.0.as_ref().and_then(|programs| programs.get(kind as usize)) else {
+            return Ok(());
+        };
+        seccompiler::apply_filter(program).map_err(Error::Install)
+    }
+}
+
+fn compile(lists: &[&[Call]]) -> Result<BpfProgram, Error> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for Call(number, arguments) in lists.iter().flat_map(|list| list.iter()) {
+        // A call without rules is allowed whatever its arguments.
+        let of_call = rules.entry(*number).or_default();
+        if !arguments.is_empty() {
+            let conditions = arguments.iter().map(condition).collect::<Result<_, _>>()?;
+            of_call.push(SeccompRule::new(conditions)?);
+        }
+    }
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        TargetArch::x86_64,
+    )?;
+    Ok(filter.try_into()?)
+}
+
+fn condition(argument: &Argument) -> Result<SeccompCondition, seccompiler::BackendError> {
+    let (index, operator, value) = match argument {
+        Argument::Is(index, value) => (*index, SeccompCmpOp::Eq, *value),
+        Argument::HasNone(index, bits) => (*index, SeccompCmpOp::MaskedEq(*bits), 0),
+    };
+    SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    use super::*;
+
+    const ALL: [Kind; 4] = [Kind::StartUp, Kind::EventLoop, Kind::Vcpu, Kind::Disk];
+    const CHILD: &str = "RVM_TEST_FILTER";
+
+    /// Runs the test of this name in a process of its own, which is told the kind; whether it was killed by a filter.
+    fn is_killed(name: &str, kind: usize) -> bool {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("seccomp::tests::{name}")])
+            .env(CHILD, kind.to_string())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(
+            status.success() || status.signal() == Some(libc::SIGSYS),
+            "{status}"
+        );
+        !status.success()
+    }
+
+    fn kind_of_this_child() -> Option<Kind> {
+        let index: usize = std::env::var(CHILD).ok()?.parse().unwrap();
+        Some(ALL[index])
+    }
+
+    #[test]
+    fn files_cannot_be_opened() {
+        if let Some(kind) = kind_of_this_child() {
+            Filters::new().unwrap().install(kind).unwrap();
+            drop(File::open("/"));
+            return;
+        }
+        assert!((0..ALL.len()).all(|kind| is_killed("files_cannot_be_opened", kind)));
+    }
+
+    #[test]
+    fn memory_cannot_become_executable() {
+        if let Some(kind) = kind_of_this_child() {
+            Filters::new().unwrap().install(kind).unwrap();
+            crate::sys::map_executable();
+            return;
+        }
+        assert!((0..ALL.len()).all(|kind| is_killed("memory_cannot_become_executable", kind)));
+    }
+
+    #[test]
+    fn memory_locks_and_messages_are_allowed() {
+        if let Some(kind) = kind_of_this_child() {
+            Filters::new().unwrap().install(kind).unwrap();
+            let (sender, receiver) = std::sync::mpsc::channel();
+            sender.send(vec![7_u8; 64 << 20]).unwrap();
+            assert_eq!(receiver.recv().unwrap().len(), 64 << 20);
+            eprintln!("{kind:?}");
+            return;
+        }
+        assert!((0..ALL.len()).all(|kind| !is_killed("memory_locks_and_messages_are_allowed", kind)));
+    }
+
+    #[test]
+    fn no_call_is_listed_both_with_and_without_conditions() {
+        for list in [START_UP, EVENT_LOOP, VCPU, DISK] {
+            let calls: Vec<&Call> = COMMON.iter().chain(list).collect();
+            for Call(number, arguments) in &calls {
+                let same = calls.iter().filter(|call| call.0 == *number);
+                assert!(
+                    same.clone().count() == 1 || same.clone().all(|call| !call.1.is_empty()),
+                    "{number} {}",
+                    arguments.len()
+                );
+            }
+        }
+    }
+}
