@@ -131,6 +131,9 @@ pub(crate) struct Run {
     /// Refuse writes to the root file system
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Print on standard error how long each phase of the run took
+    #[arg(long)]
+    pub(crate) timing: bool,
     /// Host name inside [default: the short ID]
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
@@ -258,6 +261,8 @@ pub(crate) struct Man {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Supervise {
     pub(crate) id: String,
+    #[arg(long)]
+    pub(crate) timing: bool,
 }
 
 /// Docker's sizes: units are powers of 1024 whether or not they are written with an `i`.

@@ -13,6 +13,7 @@ use rvm_protocol::{FrameError, Stream, read_frame, write_frame};
 use serde::{Deserialize, Serialize};
 
 use crate::socket;
+use crate::timeline::Stamp;
 
 /// Version of the messages. A supervisor keeps the version of the rvm that started it and lives as long as its
 /// container, so a change here must go on understanding the versions before it.
@@ -66,6 +67,9 @@ pub enum Event {
         out_of_memory: bool,
         /// What went wrong, where the end was not the workload's own.
         error: Option<String>,
+        /// The supervisor's moments, if it was started to collect them.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        timeline: Vec<Stamp>,
     },
 }
 
@@ -152,6 +156,7 @@ mod tests {
                 code: 7,
                 out_of_memory: false,
                 error: None,
+                timeline: Vec::new(),
             },
             r#"{"ended":{"code":7,"out_of_memory":false,"error":null}}"#,
         );

@@ -20,6 +20,7 @@ use crate::control::{self, Connection, Event};
 use crate::record::{ImageReference, Isolation, Layer, Machine, Record, State, VERSION, now_ms};
 use crate::store::{self, Owned, Store};
 use crate::supervisor::{ClientStreams, Handoff};
+use crate::timeline::Stamp;
 use crate::{Layout, cgroup, disk, kvm, layout, memory, names, spec};
 
 /// Virtual CPUs where nobody asked for a number.
@@ -59,6 +60,8 @@ pub struct Request {
     pub auto_remove: bool,
     /// Whether standard input is connected.
     pub open_stdin: bool,
+    /// Whether the supervisor collects when what was reached.
+    pub timing: bool,
     /// Everything else, which the specification holds. The host name in here is ignored.
     pub options: spec::Options,
 }
@@ -163,6 +166,7 @@ pub struct Created {
     /// Its ID.
     pub id: String,
     owned: Owned,
+    timing: bool,
 }
 
 /// The command's side of a container that it started.
@@ -186,6 +190,8 @@ pub struct RunEnd {
     pub code: u8,
     /// What went wrong, where the end was not the workload's own.
     pub error: Option<String>,
+    /// The supervisor's moments, if they were asked for.
+    pub timeline: Vec<Stamp>,
 }
 
 impl Attachment {
@@ -194,12 +200,24 @@ impl Attachment {
     pub fn wait(mut self) -> RunEnd {
         let end = loop {
             match self.control.next() {
-                Ok(Event::Ended { code, error, .. }) => break RunEnd { code, error },
+                Ok(Event::Ended {
+                    code,
+                    error,
+                    timeline,
+                    ..
+                }) => {
+                    break RunEnd {
+                        code,
+                        error,
+                        timeline,
+                    };
+                }
                 Ok(_) => {}
                 Err(_) => {
                     break RunEnd {
                         code: 137,
                         error: Some("the supervisor was killed".to_owned()),
+                        timeline: Vec::new(),
                     };
                 }
             }
@@ -284,6 +302,7 @@ impl Engine {
         Ok(Created {
             id: reservation.id,
             owned: reservation.owned,
+            timing: request.timing,
         })
     }
 
@@ -328,14 +347,14 @@ impl Engine {
     /// # Errors
     /// [`Error::Supervisor`].
     pub fn start(&self, created: Created) -> Result<Attachment, Error> {
-        let Created { id, owned } = created;
+        let Created { id, owned, timing } = created;
         let pair = || UnixStream::pair().map_err(Error::Supervisor);
         let (control, channel) = pair()?;
         let (stdin, supervisor_stdin) = pair()?;
         let (stdout, supervisor_stdout) = pair()?;
         let (stderr, supervisor_stderr) = pair()?;
         let supervisor = self
-            .spawn_supervisor(&id, owned.directory(), channel)
+            .spawn_supervisor(&id, owned.directory(), channel, timing)
             .map_err(Error::Supervisor)?;
         let handoff = Handoff {
             lock: owned.into_lock(),
@@ -356,7 +375,13 @@ impl Engine {
         })
     }
 
-    fn spawn_supervisor(&self, id: &str, directory: &Path, channel: UnixStream) -> io::Result<Child> {
+    fn spawn_supervisor(
+        &self,
+        id: &str,
+        directory: &Path,
+        channel: UnixStream,
+        timing: bool,
+    ) -> io::Result<Child> {
         let errors = File::create(directory.join("supervisor.log"))?;
         let mut command = Command::new("/proc/self/exe");
         if let Some(assets) = env::var_os(layout::ASSETS_VARIABLE) {
@@ -371,6 +396,7 @@ impl Engine {
             .arg("--run")
             .arg(self.layout.run())
             .args(["supervise", id])
+            .args(timing.then_some("--timing"))
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(channel)))
             .stdout(Stdio::null())

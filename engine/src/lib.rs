@@ -23,6 +23,7 @@ mod socket;
 pub mod spec;
 pub mod store;
 pub mod supervisor;
+pub mod timeline;
 mod tree;
 
 pub use engine::{Attachment, Created, Engine, Error, Request, RunEnd, close_stdin};

@@ -8,11 +8,10 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use rvm_vmm::event::Event;
-use rvm_vmm::reporter::Reporter;
+use rvm_vmm::reporter::{Reporter, Start};
 use rvm_vmm::resources::{Disk, Part, Resources, Vsock};
 use rvm_vmm::seccomp::Filters;
 
@@ -20,7 +19,7 @@ fn main() -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let resources = parse()?;
     let reader = std::thread::spawn(move || print_events(theirs));
-    let reporter = Arc::new(Reporter::new(ours.into(), Instant::now()));
+    let reporter = Arc::new(Reporter::new(ours.into(), Start::now()));
     let machine = rvm_vmm::builder::build(resources, reporter.clone(), Filters::none())?;
     let stopped = machine.run(None);
     reporter.send_reliably(&Event::Stopped(stopped));

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::arch::x86_64::cmdline::CommandLine;
 use crate::arch::x86_64::layout::{FIRST_DEVICE_INTERRUPT, LAST_INTERRUPT, MMIO_DEVICE_BYTES, MMIO_START};
 use crate::bus::{Bus, Overlap};
+use crate::devices::virtio::balloon::{Balloon, BalloonSubscriber};
 use crate::devices::virtio::block::{Block, Disk, DiskError};
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_REGISTER, SharedDevice};
@@ -105,6 +106,19 @@ impl<'a> VirtioDevices<'a> {
     pub fn add_rng(&mut self, stop: &Arc<StopSignal>) -> Result<(), DeviceError> {
         let device = Arc::new(Mutex::new(Rng::new().map_err(DeviceError::Descriptor)?));
         self.subscribers.push(Arc::new(Mutex::new(RngSubscriber::new(
+            device.clone(),
+            stop.clone(),
+        ))));
+        self.attach(device)
+    }
+
+    /// Adds a balloon device.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn add_balloon(&mut self, stop: &Arc<StopSignal>) -> Result<(), DeviceError> {
+        let device = Arc::new(Mutex::new(Balloon::new().map_err(DeviceError::Descriptor)?));
+        self.subscribers.push(Arc::new(Mutex::new(BalloonSubscriber::new(
             device.clone(),
             stop.clone(),
         ))));

@@ -95,6 +95,7 @@ pub fn build(
         devices.add_vsock(vsock, &stop)?;
     }
     devices.add_rng(&stop)?;
+    devices.add_balloon(&stop)?;
     let (mmio, subscribers) = devices.finish();
 
     boot::write_parameters(vm.memory(), &command_line, ramdisk)?;

@@ -12,6 +12,8 @@ pub enum Event {
     Running {
         /// Microseconds from the machine's start to this moment.
         setup_us: u64,
+        /// This moment in microseconds of `CLOCK_MONOTONIC`.
+        monotonic_us: u64,
     },
     /// The guest wrote a byte to the doorbell port.
     Doorbell {
@@ -83,8 +85,11 @@ mod tests {
             assert_eq!(serde_json::from_str::<Event>(json).unwrap(), event);
         };
         check(
-            Event::Running { setup_us: 5 },
-            r#"{"event":"running","setup_us":5}"#,
+            Event::Running {
+                setup_us: 5,
+                monotonic_us: 9,
+            },
+            r#"{"event":"running","setup_us":5,"monotonic_us":9}"#,
         );
         check(
             Event::Doorbell { value: 1, us: 7 },

@@ -115,15 +115,15 @@ impl MutEventSubscriber for Control {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
-    use std::time::Instant;
 
     use super::*;
+    use crate::reporter::Start;
 
     #[test]
     fn the_loop_ends_with_the_supervisor() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let stop = Arc::new(StopSignal::new().unwrap());
-        let reporter = Reporter::new(ours.into(), Instant::now());
+        let reporter = Reporter::new(ours.into(), Start::now());
         let mut event_loop = EventLoop::new(stop.clone(), &reporter, None).unwrap();
         drop(theirs);
         event_loop.run().unwrap();
@@ -137,7 +137,7 @@ mod tests {
     fn the_loop_ends_with_the_guest() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let stop = Arc::new(StopSignal::new().unwrap());
-        let reporter = Reporter::new(ours.into(), Instant::now());
+        let reporter = Reporter::new(ours.into(), Start::now());
         let mut event_loop = EventLoop::new(stop.clone(), &reporter, None).unwrap();
         let guest = std::thread::spawn(move || stop.stop(StopReason::Reset, "reset"));
         event_loop.run().unwrap();

@@ -72,6 +72,7 @@ impl Machine {
         }
         self.reporter.send_reliably(&Event::Running {
             setup_us: self.reporter.elapsed_us(),
+            monotonic_us: self.reporter.monotonic_us(),
         });
         let mut gates = Vec::new();
         for (index, vcpu) in (0..).zip(vcpus) {

@@ -10,14 +10,13 @@ use std::fs::File;
 use std::io::Read;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rvm_vmm::config::VmConfig;
 use rvm_vmm::event::{Event, Stopped};
 use rvm_vmm::machine::{self, Machine};
-use rvm_vmm::reporter::Reporter;
+use rvm_vmm::reporter::{Reporter, Start};
 use rvm_vmm::resources::Resources;
 use rvm_vmm::seccomp::{Filters, Kind};
 use rvm_vmm::sys::{Inherited, termination_descriptor};
@@ -26,7 +25,7 @@ use rvm_vmm::sys::{Inherited, termination_descriptor};
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 fn main() -> ExitCode {
-    let start = Instant::now();
+    let start = Start::now();
     match run(start) {
         Ok(stopped) if stopped.reason.is_guest_made() => ExitCode::SUCCESS,
         Ok(stopped) => {
@@ -41,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the machine and reports its end. An error is one that came before there was anybody to report to.
-fn run(start: Instant) -> Result<Stopped> {
+fn run(start: Start) -> Result<Stopped> {
     let mut inherited = Inherited::once().context("the descriptors were taken over before")?;
     // A machine without its supervisor is nobody's: it ends with it, even if it is stuck.
     set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind to the supervisor's life")?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use rustix::net::SendFlags;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::bus::lock;
 use crate::event::Event;
@@ -16,14 +17,34 @@ pub struct Reporter {
     socket: OwnedFd,
     /// Lines must not mix.
     writing: Mutex<()>,
-    start: Instant,
+    start: Start,
     last_doorbell: AtomicU8,
+}
+
+/// When the machine's process began, by two clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    instant: Instant,
+    monotonic_us: u64,
+}
+
+impl Start {
+    /// Now. Must come before seccomp filters: to find the clock may need a file.
+    #[must_use]
+    pub fn now() -> Self {
+        let monotonic = clock_gettime(ClockId::Monotonic);
+        Self {
+            instant: Instant::now(),
+            monotonic_us: monotonic.tv_sec.unsigned_abs() * 1_000_000
+                + monotonic.tv_nsec.unsigned_abs() / 1000,
+        }
+    }
 }
 
 impl Reporter {
     /// Reports on `socket`, a Unix stream socket, with stamps that count from `start`.
     #[must_use]
-    pub fn new(socket: OwnedFd, start: Instant) -> Self {
+    pub fn new(socket: OwnedFd, start: Start) -> Self {
         Self {
             socket,
             writing: Mutex::new(()),
@@ -35,7 +56,13 @@ impl Reporter {
     /// Microseconds since the start.
     #[must_use]
     pub fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+        u64::try_from(self.start.instant.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Now in microseconds of `CLOCK_MONOTONIC`.
+    #[must_use]
+    pub fn monotonic_us(&self) -> u64 {
+        self.start.monotonic_us.saturating_add(self.elapsed_us())
     }
 
     /// Reports a byte from the doorbell port. It is lost if the supervisor does not read: a guest that rings without end
@@ -97,7 +124,7 @@ mod tests {
     #[test]
     fn a_guest_that_rings_without_end_does_not_block() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let reporter = Reporter::new(ours.into(), Instant::now());
+        let reporter = Reporter::new(ours.into(), Start::now());
         for _ in 0..50_000 {
             reporter.doorbell(7);
         }
@@ -108,8 +135,17 @@ mod tests {
                 .map(|line| serde_json::from_str::<Event>(&line.unwrap()).unwrap())
                 .last()
         });
-        reporter.send_reliably(&Event::Running { setup_us: 1 });
+        reporter.send_reliably(&Event::Running {
+            setup_us: 1,
+            monotonic_us: 2,
+        });
         drop(reporter);
-        assert_eq!(reader.join().unwrap(), Some(Event::Running { setup_us: 1 }));
+        assert_eq!(
+            reader.join().unwrap(),
+            Some(Event::Running {
+                setup_us: 1,
+                monotonic_us: 2,
+            })
+        );
     }
 }

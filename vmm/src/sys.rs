@@ -306,6 +306,26 @@ impl RunningVcpu {
 /// Lets a signal interrupt a system call, and does nothing else.
 extern "C" fn ignore_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
+/// Gives the whole pages within a stretch of guest memory back to the host; they read as zeros afterwards. A host that
+/// refuses keeps them.
+pub(crate) fn discard(slice: &VolatileSlice<'_>) {
+    const PAGE_BYTES: usize = 4096;
+    let guard = slice.ptr_guard_mut();
+    let skipped = guard.as_ptr().align_offset(PAGE_BYTES);
+    let Some(whole) = slice.len().checked_sub(skipped) else {
+        return;
+    };
+    let whole = whole - whole % PAGE_BYTES;
+    if whole == 0 {
+        return;
+    }
+    // SAFETY: `skipped` is within the slice.
+    let start = unsafe { guard.as_ptr().add(skipped) };
+    // SAFETY: the pages lie within guest memory, which is a private anonymous mapping that holds no Rust object and whose
+    // content may change at any time.
+    let _ = unsafe { libc::madvise(start.cast(), whole, libc::MADV_DONTNEED) };
+}
+
 /// Reads from `file` at `offset` straight into guest memory; returns the bytes read, 0 at end of file.
 ///
 /// # Errors

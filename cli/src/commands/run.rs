@@ -7,6 +7,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 use rvm_engine::control::{Connection, Request as ControlRequest};
+use rvm_engine::timeline::{Phase, Stamp};
 use rvm_engine::{Attachment, Engine, Request, close_stdin, spec};
 use rvm_protocol::Stream;
 use signal_hook::consts::signal;
@@ -38,12 +39,20 @@ const FORWARDED: [i32; 14] = [
 const BUFFER_BYTES: usize = 64 << 10;
 
 pub(super) fn run(engine: &Engine, arguments: Run) -> Result<u8> {
+    let started = Stamp::now(Phase::Command);
     // Before anything is made, so that no signal finds the default action while something half-made exists.
     let signals = Signals::new(FORWARDED).context("cannot catch signals")?;
-    let interactive = arguments.interactive;
+    let (interactive, timing) = (arguments.interactive, arguments.timing);
     let created = engine.create(&request(arguments))?;
+    let mut stamps = vec![started, Stamp::now(Phase::Created)];
     let attachment = engine.start(created)?;
-    attach(attachment, signals, interactive)
+    let (code, timeline) = attach(attachment, signals, interactive)?;
+    if timing {
+        stamps.extend(timeline);
+        stamps.push(Stamp::now(Phase::Done));
+        output::waterfall(stamps);
+    }
+    Ok(code)
 }
 
 fn request(arguments: Run) -> Request {
@@ -61,6 +70,7 @@ fn request(arguments: Run) -> Request {
         hostname: arguments.hostname,
         auto_remove: arguments.rm,
         open_stdin: arguments.interactive,
+        timing: arguments.timing,
         options: spec::Options {
             arguments: arguments.command,
             entrypoint,
@@ -86,8 +96,9 @@ fn with_value(variable: String) -> String {
     }
 }
 
-/// Connects this process' streams and signals to the container, and waits for its end.
-fn attach(attachment: Attachment, mut signals: Signals, interactive: bool) -> Result<u8> {
+/// Connects this process' streams and signals to the container, and waits for its end: exit code, and the supervisor's
+/// moments.
+fn attach(attachment: Attachment, mut signals: Signals, interactive: bool) -> Result<(u8, Vec<Stamp>)> {
     let forward = attachment.control.try_clone()?;
     thread::spawn(move || forward_signals(&mut signals, &forward));
     if interactive {
@@ -120,11 +131,9 @@ fn attach(attachment: Attachment, mut signals: Signals, interactive: bool) -> Re
     if let Some(error) = end.error {
         output::complaint(&error);
     }
-    Ok(if end.code == 0 && delivered.contains(&false) {
-        super::USAGE
-    } else {
-        end.code
-    })
+    let undelivered = end.code == 0 && delivered.contains(&false);
+    let code = if undelivered { super::USAGE } else { end.code };
+    Ok((code, end.timeline))
 }
 
 fn forward_signals(signals: &mut Signals, control: &Connection) {

@@ -2,6 +2,7 @@
 
 mod progress;
 mod time;
+mod waterfall;
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 pub(crate) use progress::LoadProgress;
 pub(crate) use time::{ago, ago_rfc3339, since};
+pub(crate) use waterfall::waterfall;
 
 /// Prints an error with its causes on one line, and on the next what to do about it where that is known.
 pub(crate) fn error(error: &anyhow::Error) {
@@ -109,12 +111,17 @@ impl Table {
     }
 
     /// Prints it; an empty table without titles prints nothing.
-    pub(crate) fn print(mut self) -> Result<()> {
+    pub(crate) fn print(self) -> Result<()> {
+        lines(self.lines())
+    }
+
+    fn lines(mut self) -> impl Iterator<Item = String> {
         let last = self.0.column_count().saturating_sub(1);
         for (index, column) in self.0.column_iter_mut().enumerate() {
             column.set_padding((0, if index == last { 0 } else { 3 }));
         }
-        lines(self.0.lines().map(|line| line.trim_end().to_owned()))
+        let lines: Vec<String> = self.0.lines().map(|line| line.trim_end().to_owned()).collect();
+        lines.into_iter()
     }
 }
 

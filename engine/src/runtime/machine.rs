@@ -15,6 +15,7 @@ use rvm_vmm::config::VmConfig;
 use rvm_vmm::event::{Event, StopReason, Stopped};
 
 use crate::layout::{self, Asset};
+use crate::timeline::{Phase, Stamp, Timeline};
 
 /// A guest is up within this or not at all. A cold boot takes well under a second on hardware and a few seconds on
 /// an emulated CPU.
@@ -110,7 +111,9 @@ impl Machine {
     }
 
     /// Waits until the agent accepts connections, and goes on listening to the VMM in the background.
-    pub(crate) fn wait_until_ready(&mut self) -> Result<(), Error> {
+    pub(crate) fn wait_until_ready(&mut self, timeline: &Timeline) -> Result<(), Error> {
+        // What the VMM's stamps count from, once it has said.
+        let mut origin_us = 0;
         let Watched::Booting(mut reader) = std::mem::replace(&mut self.state, Watched::Ended) else {
             return Ok(());
         };
@@ -125,9 +128,29 @@ impl Machine {
                 event => event?,
             };
             match event {
+                Some(Event::Running {
+                    setup_us,
+                    monotonic_us,
+                }) => {
+                    origin_us = monotonic_us.saturating_sub(setup_us);
+                    timeline.mark_at(Stamp {
+                        phase: Phase::FirstEntry,
+                        us: monotonic_us,
+                    });
+                }
                 Some(Event::Stopped(stopped)) => return Err(Error::Stopped(Box::new(stopped))),
-                Some(Event::Doorbell { value, .. }) if value == Doorbell::Ready as u8 => break,
-                Some(_) => {}
+                Some(Event::Doorbell { value, us }) => {
+                    let phase = match Doorbell::from_byte(value) {
+                        Some(Doorbell::Started) => Phase::AgentStarted,
+                        Some(Doorbell::Ready) => Phase::AgentReady,
+                        Some(Doorbell::PowerOff) | None => continue,
+                    };
+                    let us = origin_us.saturating_add(us);
+                    timeline.mark_at(Stamp { phase, us });
+                    if phase == Phase::AgentReady {
+                        break;
+                    }
+                }
                 None => return Err(Error::Killed),
             }
         }

@@ -16,6 +16,7 @@ use super::machine::{self, Machine};
 use super::{Context, Exit, Input, Streams, initramfs};
 use crate::layout::{self, Asset};
 use crate::record::Layer;
+use crate::timeline::Phase;
 use crate::{disk, log, names, socket};
 
 /// Every machine has its own vsock device and its own host end, so all guests have the same address.
@@ -154,7 +155,8 @@ impl MicroVm {
         if !context.alarm.arm(machine.leash()?) {
             return Err(Error::Interrupted);
         }
-        machine.wait_until_ready()?;
+        context.timeline.mark(Phase::VmmStarted);
+        machine.wait_until_ready(context.timeline)?;
         let control = address.control().map_err(Error::Guest)?;
         control
             .create(context.spec.clone(), context.record.open_stdin)

@@ -17,6 +17,7 @@ use oci_spec::runtime::Spec;
 
 use crate::cgroup::ContainerCgroup;
 use crate::record::{Isolation, Record};
+use crate::timeline::Timeline;
 
 pub(crate) use container::ContainerRuntime;
 pub(crate) use microvm::{Alarm, MicroVm, open_kvm};
@@ -45,6 +46,8 @@ pub(crate) struct Context<'a> {
     pub(crate) cgroup: Option<&'a ContainerCgroup>,
     /// Lets others end the start.
     pub(crate) alarm: &'a Alarm,
+    /// Where its progress is noted.
+    pub(crate) timeline: &'a Timeline,
 }
 
 /// The supervisor's ends of the workload's standard streams.

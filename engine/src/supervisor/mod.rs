@@ -21,6 +21,7 @@ use crate::control::Event;
 use crate::record::{Exited, Isolation, Record, State, now_ms};
 use crate::runtime::{self, Context, Runtime, Streams};
 use crate::store::{self, Owned, Store};
+use crate::timeline::{Phase, Timeline};
 use crate::{Layout, layout, log};
 use clients::Clients;
 pub(crate) use handoff::{ClientStreams, Handoff};
@@ -51,11 +52,12 @@ enum RunError {
 }
 
 /// Runs the container `id` to its end. `channel` is the socket over which the starting command hands over the lock and
-/// its streams, and then sends requests as any other command does.
+/// its streams, and then sends requests as any other command does; it is told what `timeline` has collected.
 ///
 /// # Errors
 /// As [`Error`] says; the container is then cleaned up by the next command.
-pub fn run(layout: &Layout, id: &str, channel: UnixStream) -> Result<(), Error> {
+pub fn run(layout: &Layout, id: &str, channel: UnixStream, timeline: Timeline) -> Result<(), Error> {
+    timeline.mark(Phase::Supervised);
     let handoff = Handoff::receive(&channel).map_err(Error::Handoff)?;
     let store = Store::new(layout.clone());
     let owned = Owned::inherited(store.directory(id), handoff.lock);
@@ -67,6 +69,7 @@ pub fn run(layout: &Layout, id: &str, channel: UnixStream) -> Result<(), Error> 
         record,
         cache: layout.cache(),
         clients,
+        timeline,
     };
     supervisor.run(handoff.streams)
 }
@@ -77,6 +80,7 @@ struct Supervisor {
     record: Record,
     cache: PathBuf,
     clients: Arc<Clients>,
+    timeline: Timeline,
 }
 
 impl Supervisor {
@@ -95,6 +99,7 @@ impl Supervisor {
             }
         };
         let recorded = self.record_end(&exited);
+        self.timeline.mark(Phase::TornDown);
         let mut error = exited.error;
         if let Err(cause) = &recorded {
             error.get_or_insert_with(|| chain(cause));
@@ -103,6 +108,7 @@ impl Supervisor {
             code: exited.code,
             out_of_memory: exited.out_of_memory,
             error,
+            timeline: self.timeline.stamps(),
         });
         Ok(recorded?)
     }
@@ -136,6 +142,7 @@ impl Supervisor {
             cache: &self.cache,
             cgroup: cgroup.as_ref(),
             alarm: self.clients.alarm(),
+            timeline: &self.timeline,
         };
         let created = Runtime::create(&context);
         let outcome = match created {
@@ -197,8 +204,16 @@ impl Supervisor {
         let failed = |error: runtime::Error| (error.exit_code(), error.into());
         let log = log::Writer::open(self.owned.directory())
             .map_err(|source| (125, RunError::File(self.owned.directory().join("log"), source)))?;
-        *pumps = Some(Pumps::start(workload, streams, log, &self.clients));
+        *pumps = Some(Pumps::start(
+            workload,
+            streams,
+            log,
+            &self.clients,
+            &self.timeline,
+        ));
+        self.timeline.mark(Phase::Isolated);
         runtime.start().map_err(failed)?;
+        self.timeline.mark(Phase::Executed);
         self.record.state = State::Running {
             supervisor_pid: rustix::process::getpid().as_raw_nonzero().get(),
             pid: runtime.pid(),
@@ -209,6 +224,7 @@ impl Supervisor {
             .map_err(|error| (125, error.into()))?;
         self.clients.started(runtime.signaller().map_err(failed)?);
         let exit = runtime.wait().map_err(failed)?;
+        self.timeline.mark(Phase::Exited);
         let exited = Exited {
             code: exit.code,
             out_of_memory: exit.out_of_memory,
@@ -232,11 +248,20 @@ struct Pumps {
 }
 
 impl Pumps {
-    fn start(workload: Streams, client: ClientStreams, log: log::Writer, clients: &Arc<Clients>) -> Self {
+    fn start(
+        workload: Streams,
+        client: ClientStreams,
+        log: log::Writer,
+        clients: &Arc<Clients>,
+        timeline: &Timeline,
+    ) -> Self {
         let log = Arc::new(Mutex::new(log));
         let output = |stream, source, client| {
-            let (log, clients) = (Arc::clone(&log), Arc::clone(clients));
-            thread::spawn(move || pump::output(stream, source, client, &log, || clients.wants_closed(stream)))
+            let (log, clients, timeline) = (Arc::clone(&log), Arc::clone(clients), timeline.clone());
+            thread::spawn(move || {
+                let source = pump::Marked::new(source, timeline);
+                pump::output(stream, source, client, &log, || clients.wants_closed(stream))
+            })
         };
         if let Some(sink) = workload.stdin {
             // Not waited for: it may sit in a read from a command that never sends, and ends with the process.

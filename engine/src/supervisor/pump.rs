@@ -13,9 +13,38 @@ use rvm_protocol::Stream;
 
 use crate::log;
 use crate::runtime::Input;
+use crate::timeline::{Phase, Timeline};
 
 /// As much as a pipe holds by default (pipe(7)).
 const BUFFER_BYTES: usize = 64 << 10;
+
+/// A source whose first byte is a moment of the run.
+pub(super) struct Marked<R> {
+    source: R,
+    /// `None` once it has come.
+    timeline: Option<Timeline>,
+}
+
+impl<R> Marked<R> {
+    pub(super) fn new(source: R, timeline: Timeline) -> Self {
+        Self {
+            source,
+            timeline: Some(timeline),
+        }
+    }
+}
+
+impl<R: Read> Read for Marked<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        if count > 0
+            && let Some(timeline) = self.timeline.take()
+        {
+            timeline.mark(Phase::FirstByte);
+        }
+        Ok(count)
+    }
+}
 
 /// Copies `source` to its end, or until the attached command wants it closed: then the workload finds nobody reading,
 /// as at the head of a pipeline. Trouble with the log or a command that is gone never stops the workload; the first

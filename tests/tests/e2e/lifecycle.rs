@@ -3,6 +3,7 @@
 use rvm_tests::both_modes;
 use rvm_tests::command::LIMIT;
 use rvm_tests::images::BUSYBOX;
+use rvm_tests::rvm::Isolation;
 use rvm_tests::wait::wait_until;
 
 both_modes! {
@@ -32,6 +33,24 @@ both_modes! {
         rvm.call(["rm", &id[..6]])?.ok();
         rvm.call(["rm", "ended"])?.failed(1, &["ended"]);
         assert_eq!(rvm.call(["ps", "-a", "-q"])?.ok().text(), "");
+    }
+
+    fn timing_shows_the_phases_in_order(rvm) {
+        let output = rvm.run(["--timing", BUSYBOX, "sh", "-c", "echo out; exit 3"])?.code(3);
+        assert_eq!(output.text(), "out");
+        let before: &[&str] = &["rvm started", "container made", "supervisor started"];
+        let machine: &[&str] = match rvm.isolation() {
+            Isolation::Vm => &["VMM started", "first KVM_RUN", "guest kernel booted", "agent ready"],
+            Isolation::Container => &[],
+        };
+        let after: &[&str] = &["isolated", "executed", "first byte", "workload ended", "torn down", "rvm ends"];
+        let errors = output.errors();
+        let mut lines = errors.lines().skip(1);
+        for label in [before, machine, after].concat() {
+            let line = lines.next().unwrap_or_default();
+            assert!(line.contains(label), "{label} is not next\n{errors}");
+        }
+        assert_eq!(lines.next(), None, "{errors}");
     }
 
     fn logs_keep_what_was_said_and_where(rvm) {

@@ -1,10 +1,14 @@
 //! Memory, processor time and disk: what a workload may take.
 
-use anyhow::Result;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
 use rvm_tests::both_modes;
 use rvm_tests::command::{LIMIT, finish};
 use rvm_tests::images::BUSYBOX;
+use rvm_tests::processes;
 use rvm_tests::rvm::{Isolation, Rvm, in_mode};
+use rvm_tests::wait::wait_until;
 
 /// Percent of one processor that a loop of three seconds had.
 fn spin(rvm: &Rvm, flags: &[&str]) -> Result<f64> {
@@ -38,6 +42,34 @@ both_modes! {
         rvm.run(["-m", "1m", BUSYBOX, "true"])?.failed(125, &["memory"]);
         rvm.run(["-m", "0", BUSYBOX, "true"])?.failed(125, &["memory"]);
     }
+}
+
+/// The VMM's resident memory in MiB; no other test's VMM is there.
+fn resident() -> Result<u64> {
+    let vmm = processes::all()?
+        .into_values()
+        .find(|process| process.name == "rvm-vmm");
+    Ok(vmm.context("no VMM")?.resident >> 20)
+}
+
+/// What the guest has freed is the host's again, without anybody asking for it.
+#[test]
+fn memory_that_a_guest_frees_returns_to_the_host() -> Result<()> {
+    in_mode(Isolation::Vm, |rvm: &Rvm| {
+        let script = "/probe hog 400; sleep 1000";
+        let running = rvm.start("balloon", &["-m", "600m", BUSYBOX, "sh", "-c", script])?;
+        wait_until("the memory was taken", LIMIT, || {
+            Ok(running.stdout_so_far().contains("all 400 MiB"))
+        })?;
+        let most = resident()?;
+        assert!(most > 400, "{most} MiB");
+        wait_until("350 MiB are back", Duration::from_secs(10), || {
+            Ok(resident()? + 350 <= most)
+        })?;
+        rvm.call(["rm", "-f", "balloon"])?.ok();
+        running.finish(LIMIT)?.code(137);
+        Ok(())
+    })
 }
 
 /// The writable layer of a VM is a disk with an end. The workload sees ENOSPC, and nothing else sees anything.

@@ -4,8 +4,11 @@
 //! no event descriptor, `device.rs` holds features, configuration space and activation, and [`mmio`] is the transport
 //! that the guest's driver talks to. Section numbers are those of the virtio specification 1.2.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
+#[cfg(test)]
+pub(crate) mod hostile;
 pub mod interrupt;
 pub mod mmio;
 pub mod ring;

@@ -136,6 +136,14 @@ impl Driver {
         self.next_buffer.set(BUFFERS + self.base / QUEUE_BYTES * 0xc_0000);
     }
 
+    /// Begins anew: nothing is available, nothing used.
+    pub(crate) fn forget(&self) {
+        self.write(self.base + AVAILABLE, &[0; 4]);
+        self.write(self.base + USED, &[0; 4]);
+        self.next_descriptor.set(0);
+        self.rewind();
+    }
+
     /// All that the device has given back: head and bytes written.
     pub(crate) fn used(&self) -> Vec<(u32, u32)> {
         let index: u16 = self.memory.read_obj(GuestAddress(self.base + USED + 2)).unwrap();

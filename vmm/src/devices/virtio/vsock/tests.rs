@@ -11,6 +11,7 @@ use super::muxer::{MAX_CONNECTIONS, Muxer};
 use super::packet::operation::{CREDIT_REQUEST, CREDIT_UPDATE, DATA, REQUEST, RESET, RESPONSE, SHUTDOWN};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, NO_MORE_RECEIVING, NO_MORE_SENDING, TYPE_STREAM};
 use super::queue::{Outcome, Queues};
+use crate::devices::virtio::hostile::{Random, hostile_ring};
 use crate::devices::virtio::ring::RingError;
 use crate::devices::virtio::test_driver::Driver;
 use crate::memory::GuestMemory;
@@ -601,4 +602,49 @@ fn a_reset_device_closes_everything_and_starts_anew() {
     assert!(machine.received().is_empty());
     machine.muxer.start().unwrap();
     assert_eq!(machine.operations(), [REQUEST]);
+}
+
+/// Nonsense is an error, sense is answered, and clients of the host wait meanwhile.
+#[test]
+fn hostile_rings_and_packets_do_no_harm() {
+    let mut machine = Machine::new();
+    let packet = |random: &mut Random| {
+        let any = random.next();
+        let header = Header {
+            source_cid: random.one_of(&[u64::from(GUEST_CID), HOST_CID, any]),
+            destination_cid: random.one_of(&[HOST_CID, u64::from(GUEST_CID), any]),
+            source_port: random.one_of(&[PORT, 0, u32::MAX]),
+            destination_port: random.one_of(&[PORT, 1, 1 << 30, u32::MAX]),
+            length: random.one_of(&[0, 1, 64, 4096, u32::MAX]),
+            kind: random.one_of(&[TYPE_STREAM, 2, u16::MAX]),
+            operation: random.one_of(&[
+                REQUEST,
+                RESPONSE,
+                RESET,
+                SHUTDOWN,
+                DATA,
+                CREDIT_UPDATE,
+                CREDIT_REQUEST,
+                99,
+            ]),
+            flags: random.one_of(&[0, 3, u32::MAX]),
+            buffer_bytes: random.one_of(&[0, CREDIT, u32::MAX]),
+            forwarded: random.one_of(&[0, 1, u32::MAX]),
+        };
+        header.to_bytes().to_vec()
+    };
+    let clients = [machine.client(), machine.client()];
+    let mut random = Random::new(1);
+    for round in 0..4000 {
+        if round % 2 == 0 {
+            machine.queues.from_guest = hostile_ring(&machine.from_guest, packet, &mut random);
+        } else {
+            machine.queues.to_guest = hostile_ring(&machine.to_guest, packet, &mut random);
+        }
+        for _ in 0..4 {
+            machine.muxer.poll().unwrap();
+            let _ = machine.queues.serve(&machine.memory, &mut machine.muxer);
+        }
+    }
+    drop(clients);
 }
