@@ -42,6 +42,15 @@ pub enum RingError {
     Malformed,
 }
 
+/// How far a queue was served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The driver wants an interrupt.
+    pub signal: bool,
+    /// There is more to do, and nothing will announce it.
+    pub more: bool,
+}
+
 /// A queue in use.
 #[derive(Debug)]
 pub struct Ring {
@@ -118,6 +127,43 @@ impl Ring {
         self.queue
             .add_used(memory, head, written)
             .map_err(RingError::Corrupt)
+    }
+
+    /// Takes chains as long as `ready` says so, at most `limit`, and gives each back with as many bytes written as `serve`
+    /// answers. Where that is `None` the chain is put back, and the driver is not asked for more.
+    ///
+    /// # Errors
+    /// [`RingError`], also those of `serve`.
+    pub fn serve<T>(
+        &mut self,
+        memory: &GuestMemory,
+        limit: usize,
+        context: &mut T,
+        ready: impl Fn(&T) -> bool,
+        mut serve: impl FnMut(&mut T, &Chain<'_>) -> Result<Option<u32>, RingError>,
+    ) -> Result<Outcome, RingError> {
+        let (mut served, mut more) = (0, false);
+        self.disable_notifications(memory)?;
+        while ready(context) {
+            if served == limit {
+                more = true;
+                break;
+            }
+            let Some(chain) = self.pop(memory)? else {
+                if self.enable_notifications(memory)? {
+                    continue;
+                }
+                break;
+            };
+            let Some(written) = serve(context, &chain)? else {
+                self.undo_pop();
+                break;
+            };
+            self.complete(memory, chain.head, written)?;
+            served += 1;
+        }
+        let signal = served > 0 && self.needs_interrupt(memory)?;
+        Ok(Outcome { signal, more })
     }
 
     /// Whether the driver wants an interrupt for what was given back since the last call.

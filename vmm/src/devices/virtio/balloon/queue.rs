@@ -1,7 +1,7 @@
 //! Pages that the driver gives up: by number in the inflate queue, as buffers in the reporting queue.
 
 use crate::devices::virtio::chain::Buffers;
-use crate::devices::virtio::ring::{Ring, RingError};
+use crate::devices::virtio::ring::{Outcome, Ring, RingError};
 use crate::memory::{GuestAddress, GuestMemory, GuestMemoryBackend as _};
 use crate::sys;
 
@@ -23,43 +23,26 @@ pub(super) enum Purpose {
     Report,
 }
 
-/// How far a queue was served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
-    /// The driver wants an interrupt.
-    pub(super) signal: bool,
-    /// There is more to do, and nothing will announce it.
-    pub(super) more: bool,
-}
-
 /// Serves requests of one queue, up to a limit.
 ///
 /// # Errors
 /// [`RingError`] if the driver broke the queue.
 pub(super) fn process(ring: &mut Ring, memory: &GuestMemory, purpose: Purpose) -> Result<Outcome, RingError> {
-    let mut served = 0;
-    ring.disable_notifications(memory)?;
-    let more = loop {
-        if served == MAX_REQUESTS {
-            break true;
-        }
-        let Some(chain) = ring.pop(memory)? else {
-            if ring.enable_notifications(memory)? {
-                continue;
+    ring.serve(
+        memory,
+        MAX_REQUESTS,
+        &mut (),
+        |()| true,
+        |(), chain| {
+            match purpose {
+                Purpose::Inflate => discard_pages(memory, &chain.readable)?,
+                Purpose::Deflate => {}
+                // Pages that the host does not take back stay where they are, which costs nothing but memory.
+                Purpose::Report => chain.writable.slices().iter().for_each(sys::discard),
             }
-            break false;
-        };
-        match purpose {
-            Purpose::Inflate => discard_pages(memory, &chain.readable)?,
-            Purpose::Deflate => {}
-            // Pages that the host does not take back stay where they are, which costs nothing but memory.
-            Purpose::Report => chain.writable.slices().iter().for_each(sys::discard),
-        }
-        ring.complete(memory, chain.head, 0)?;
-        served += 1;
-    };
-    let signal = served > 0 && ring.needs_interrupt(memory)?;
-    Ok(Outcome { signal, more })
+            Ok(Some(0))
+        },
+    )
 }
 
 /// Gives back the pages with these 32-bit numbers.

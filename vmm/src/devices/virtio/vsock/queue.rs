@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::muxer::Muxer;
 use super::packet::{HEADER_BYTES, Header};
-use crate::devices::virtio::ring::{Ring, RingError, RingState};
+use crate::devices::virtio::ring::{Outcome, Ring, RingError, RingState};
 use crate::memory::GuestMemory;
 
 /// Packets in each direction before the event loop looks at other things.
@@ -17,15 +17,6 @@ pub(super) struct Queues {
     pub(super) from_guest: Ring,
     /// For events of the transport, of which there are none before machines are saved and restored.
     pub(super) events: Ring,
-}
-
-/// How far the queues were served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Outcome {
-    /// The driver wants an interrupt.
-    pub(super) signal: bool,
-    /// There is more to do, and nothing will announce it.
-    pub(super) more: bool,
 }
 
 /// The state of the three queues.
@@ -59,73 +50,44 @@ impl Queues {
     }
 
     fn serve_from_guest(&mut self, memory: &GuestMemory, muxer: &mut Muxer) -> Result<Outcome, RingError> {
-        let ring = &mut self.from_guest;
-        let (mut moved, mut more) = (0, false);
-        ring.disable_notifications(memory)?;
         // With too many answers waiting the guest has to take some first; it will notify the other queue then.
-        while muxer.can_receive() {
-            if moved == MAX_PACKETS {
-                more = true;
-                break;
-            }
-            let Some(chain) = ring.pop(memory)? else {
-                if ring.enable_notifications(memory)? {
-                    continue;
+        let ready = |muxer: &Muxer| muxer.can_receive();
+        self.from_guest
+            .serve(memory, MAX_PACKETS, muxer, ready, |muxer, chain| {
+                let (header, rest) = chain
+                    .readable
+                    .split_at(HEADER_BYTES)
+                    .ok_or(RingError::Malformed)?;
+                let header = Header::parse(&header.read().ok_or(RingError::Malformed)?);
+                let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+                let (data, _) = rest
+                    .split_at(length.min(rest.len()))
+                    .ok_or(RingError::Malformed)?;
+                if data.len() != length {
+                    return Err(RingError::Malformed);
                 }
-                break;
-            };
-            let (header, rest) = chain
-                .readable
-                .split_at(HEADER_BYTES)
-                .ok_or(RingError::Malformed)?;
-            let header = Header::parse(&header.read().ok_or(RingError::Malformed)?);
-            let length = usize::try_from(header.length).unwrap_or(usize::MAX);
-            let (data, _) = rest
-                .split_at(length.min(rest.len()))
-                .ok_or(RingError::Malformed)?;
-            if data.len() != length {
-                return Err(RingError::Malformed);
-            }
-            muxer.receive(&header, &data);
-            ring.complete(memory, chain.head, 0)?;
-            moved += 1;
-        }
-        let signal = moved > 0 && ring.needs_interrupt(memory)?;
-        Ok(Outcome { signal, more })
+                muxer.receive(&header, &data);
+                Ok(Some(0))
+            })
     }
 
     fn serve_to_guest(&mut self, memory: &GuestMemory, muxer: &mut Muxer) -> Result<Outcome, RingError> {
-        let ring = &mut self.to_guest;
-        let (mut moved, mut more) = (0, false);
-        ring.disable_notifications(memory)?;
-        while muxer.has_packets() {
-            if moved == MAX_PACKETS {
-                more = true;
-                break;
-            }
-            let Some(chain) = ring.pop(memory)? else {
-                if ring.enable_notifications(memory)? {
-                    continue;
+        let ready = |muxer: &Muxer| muxer.has_packets();
+        self.to_guest
+            .serve(memory, MAX_PACKETS, muxer, ready, |muxer, chain| {
+                let (space, data) = chain
+                    .writable
+                    .split_at(HEADER_BYTES)
+                    .ok_or(RingError::Malformed)?;
+                if data.is_empty() {
+                    return Err(RingError::Malformed);
                 }
-                break;
-            };
-            let (space, data) = chain
-                .writable
-                .split_at(HEADER_BYTES)
-                .ok_or(RingError::Malformed)?;
-            if data.is_empty() {
-                return Err(RingError::Malformed);
-            }
-            let Some(header) = muxer.next_packet(&data) else {
-                ring.undo_pop();
-                break;
-            };
-            space.copy_from(&header.to_bytes());
-            let header_bytes = u32::try_from(HEADER_BYTES).map_err(|_| RingError::Malformed)?;
-            ring.complete(memory, chain.head, header_bytes + header.length)?;
-            moved += 1;
-        }
-        let signal = moved > 0 && ring.needs_interrupt(memory)?;
-        Ok(Outcome { signal, more })
+                let Some(header) = muxer.next_packet(&data) else {
+                    return Ok(None);
+                };
+                space.copy_from(&header.to_bytes());
+                let header_bytes = u32::try_from(HEADER_BYTES).map_err(|_| RingError::Malformed)?;
+                Ok(Some(header_bytes + header.length))
+            })
     }
 }

@@ -10,9 +10,9 @@ use super::connection::BUFFER_BYTES;
 use super::muxer::{MAX_CONNECTIONS, Muxer};
 use super::packet::operation::{CREDIT_REQUEST, CREDIT_UPDATE, DATA, REQUEST, RESET, RESPONSE, SHUTDOWN};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, NO_MORE_RECEIVING, NO_MORE_SENDING, TYPE_STREAM};
-use super::queue::{Outcome, Queues};
+use super::queue::Queues;
 use crate::devices::virtio::hostile::{Random, hostile_ring};
-use crate::devices::virtio::ring::RingError;
+use crate::devices::virtio::ring::{Outcome, RingError};
 use crate::devices::virtio::test_driver::Driver;
 use crate::memory::GuestMemory;
 
