@@ -114,7 +114,8 @@ impl Layout {
         let found = version.get("version").and_then(serde_json::Value::as_u64);
         match found.and_then(|found| u32::try_from(found).ok()) {
             Some(VERSION) => {
-                layout.sweep_if_idle()?;
+                // What cannot be swept is in nobody's way; the next change of the store tries again, and says so.
+                let _ = layout.sweep_if_idle();
                 Ok(layout)
             }
             found => Err(Error::Version {
@@ -262,13 +263,16 @@ impl Layout {
             let path = entry.map_err(at("list", &directory))?.path();
             if path.is_dir() {
                 let lock = path.join("lock");
-                match File::open(&lock).map(|file| file.try_lock()) {
-                    Ok(Err(TryLockError::WouldBlock)) => {}
-                    _ => match fs::remove_dir_all(&path) {
+                let dead = match File::open(&lock) {
+                    Ok(file) => file.try_lock().is_ok(),
+                    Err(error) => error.kind() == io::ErrorKind::NotFound,
+                };
+                if dead {
+                    match fs::remove_dir_all(&path) {
                         // Its load has come to its end meanwhile.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                         result => result.map_err(at("remove", &path))?,
-                    },
+                    }
                 }
             } else {
                 // A document that was not renamed any more: they are written under the lock.

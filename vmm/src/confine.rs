@@ -9,6 +9,7 @@ use landlock::{
 };
 use rustix::fs::{Gid, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 
 use crate::sys;
@@ -56,6 +57,12 @@ pub fn confine(user: Option<u32>) -> Result<(), Error> {
         become_user(user).map_err(failed("become an unprivileged user"))?;
     }
     drop_capabilities().map_err(failed("drop capabilities"))?;
+    // A core dump would hold the guest's memory.
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(failed("renounce core dumps"))?;
     rustix::thread::set_no_new_privs(true).map_err(failed("renounce new privileges"))?;
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)

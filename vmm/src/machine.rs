@@ -11,7 +11,7 @@ use crate::reporter::Reporter;
 use crate::seccomp::{Filters, Kind};
 use crate::stop::Cause;
 use crate::sys::{GuestVcpu, RunningVcpu};
-use crate::vcpu::{self, ExitCounters, Surroundings};
+use crate::vcpu::{self, ExitCounters, Gate, Surroundings};
 use crate::vm::Vm;
 
 /// What the kernel prints first when it panics (kernel/panic.c).
@@ -70,23 +70,34 @@ impl Machine {
         for subscriber in &self.subscribers {
             event_loop.add(subscriber.clone());
         }
+        let mut gates = Vec::new();
+        let (confined, all_confined) = mpsc::channel();
+        for (index, vcpu) in (0..).zip(vcpus) {
+            let (open, waiting) = mpsc::channel();
+            let gate = Gate {
+                confined: confined.clone(),
+                open: waiting,
+            };
+            let vcpu = vcpu::start(index, vcpu, self.surroundings.clone(), self.filters.clone(), gate);
+            running.push(vcpu.map_err(kvm_failure)?);
+            gates.push(open);
+        }
+        drop(confined);
+        let unconfined = |detail| Cause {
+            reason: StopReason::Setup,
+            detail,
+        };
+        self.filters
+            .install(Kind::EventLoop)
+            .map_err(|error| unconfined(describe(&error)))?;
+        // No guest code runs before every thread has no rights but those that it needs now.
+        if all_confined.iter().take(gates.len()).count() < gates.len() {
+            return Err(unconfined("a virtual CPU's thread could not be confined".into()));
+        }
         self.reporter.send_reliably(&Event::Running {
             setup_us: self.reporter.elapsed_us(),
             monotonic_us: self.reporter.monotonic_us(),
         });
-        let mut gates = Vec::new();
-        for (index, vcpu) in (0..).zip(vcpus) {
-            let (gate, waiting) = mpsc::channel();
-            let surroundings = self.surroundings.clone();
-            let vcpu = vcpu::start(index, vcpu, surroundings, self.filters.clone(), waiting);
-            running.push(vcpu.map_err(kvm_failure)?);
-            gates.push(gate);
-        }
-        // No guest code runs before this thread, too, has no rights but those that it needs now.
-        self.filters.install(Kind::EventLoop).map_err(|error| Cause {
-            reason: StopReason::Setup,
-            detail: describe(&error),
-        })?;
         for gate in gates {
             // A thread that is gone has told the reason to the event loop.
             let _ = gate.send(());

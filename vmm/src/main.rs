@@ -52,10 +52,10 @@ fn run(start: Start) -> Result<Stopped> {
         .take(config.events_fd)
         .context("cannot use the events socket")?;
     let termination = termination_descriptor().context("cannot watch for SIGTERM")?;
-    let filters = confine(&config)?;
 
     let reporter = Arc::new(Reporter::new(events, start));
-    let stopped = match build(config, &mut inherited, &reporter, filters) {
+    let built = confine(&config).and_then(|filters| build(config, &mut inherited, &reporter, filters));
+    let stopped = match built {
         Ok(machine) => machine.run(Some(termination)),
         Err(error) => machine::setup_failure(error.as_ref(), &reporter),
     };

@@ -60,6 +60,8 @@ const COMMON: &[Call] = &[
     any(libc::SYS_sigaltstack),     // a thread that starts or ends
     any(libc::SYS_restart_syscall), // after the process was stopped
     any(libc::SYS_write),           // event descriptors, the console's log, the message of a panic
+    any(libc::SYS_writev),          // the C library's last words
+    any(libc::SYS_rt_sigaction),    // a crash, which is to end with its own signal
     any(libc::SYS_close),           // descriptors that are done with
     any(libc::SYS_gettid),          // abort
     any(libc::SYS_getpid),          // abort, and signals to vCPUs
@@ -77,7 +79,6 @@ const START_UP: &[Call] = &[
     any(libc::SYS_prctl),           // names of threads; no_new_privs before a filter
     any(libc::SYS_seccomp),         // the filters of the other kinds
     any(libc::SYS_sched_getaffinity), // the C library, for its arenas and stacks
-    any(libc::SYS_rt_sigaction),    // the signal that interrupts a vCPU
     any(libc::SYS_eventfd2),        // interrupts, notifications, the end of the machine
     any(libc::SYS_timerfd_create),  // time limits of vsock connections
     any(libc::SYS_epoll_create1),   // the event loop
@@ -117,7 +118,6 @@ const EVENT_LOOP: &[Call] = &[
     any(libc::SYS_sendto), // and events for the supervisor
     any(libc::SYS_sendmsg),
     any(libc::SYS_shutdown),
-    ioctl(&[Argument::Is(1, libc::FIONBIO)]), // an accepted connection does not block
 ];
 
 /// `KVM_RUN` and `KVM_GET_REGS` (include/uapi/linux/kvm.h).
@@ -128,7 +128,6 @@ const VCPU: &[Call] = &[
     ioctl(&[Argument::Is(1, KVM_RUN)]),
     ioctl(&[Argument::Is(1, KVM_GET_REGS)]), // where a guest was that has failed
     any(libc::SYS_epoll_ctl),                // a device that the driver starts or stops
-    any(libc::SYS_fcntl),                    // duplicates of a starting device's descriptors
     any(libc::SYS_timerfd_settime),          // a device that the driver stops
     any(libc::SYS_shutdown),                 // the same
     any(libc::SYS_sendto),                   // the doorbell's events
@@ -182,8 +181,15 @@ impl Filters {
     /// # Errors
     /// [`Error::Install`].
     pub fn install(&self, kind: Kind) -> Result<(), Error> {
-        let Some(program) = self.0.as_ref().and_then(|programs| programs.get(kind as usize)) else {
+        let Some(programs) = &self.0 else {
             return Ok(());
+        };
+        let [start_up, event_loop, vcpu, disk] = &**programs;
+        let program = match kind {
+            Kind::StartUp => start_up,
+            Kind::EventLoop => event_loop,
+            Kind::Vcpu => vcpu,
+            Kind::Disk => disk,
         };
         seccompiler::apply_filter(program).map_err(Error::Install)
     }
@@ -229,12 +235,13 @@ mod tests {
 
     /// Runs the test of this name in a process of its own, which is told the kind; whether it was killed by a filter.
     fn is_killed(name: &str, kind: usize) -> bool {
-        let status = Command::new(std::env::current_exe().unwrap())
+        let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", &format!("seccomp::tests::{name}")])
             .env(CHILD, kind.to_string())
-            .stdout(std::process::Stdio::null())
-            .status()
+            .output()
             .unwrap();
+        let (status, said) = (output.status, String::from_utf8_lossy(&output.stdout));
+        assert!(said.contains("running 1 test"), "{said}");
         assert!(
             status.success() || status.signal() == Some(libc::SIGSYS),
             "{status}"

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 
 use kvm_ioctls::VcpuExit;
 
@@ -80,19 +80,27 @@ impl ExitCounters {
     }
 }
 
-/// Starts the thread of vCPU `index`, under its filter. It enters the guest once `gate` says so (not at all if the other
-/// end is dropped), and runs until the machine is told to stop.
+/// Keeps a vCPU's thread from entering the guest too early.
+pub(crate) struct Gate {
+    /// The thread says that its filter is in force.
+    pub(crate) confined: Sender<()>,
+    /// It may enter the guest; not at all if the other end is dropped.
+    pub(crate) open: Receiver<()>,
+}
+
+/// Starts the thread of vCPU `index`, under its filter. It enters the guest once `gate` opens, and runs until the machine is
+/// told to stop.
 pub(crate) fn start(
     index: u8,
     vcpu: GuestVcpu,
     surroundings: Surroundings,
     filters: Filters,
-    gate: Receiver<()>,
+    gate: Gate,
 ) -> io::Result<RunningVcpu> {
     RunningVcpu::start(format!("vcpu{index}"), vcpu, move |vcpu| {
         if let Err(error) = filters.install(Kind::Vcpu) {
             surroundings.stop.stop(StopReason::Setup, describe(&error));
-        } else if gate.recv().is_ok() {
+        } else if gate.confined.send(()).is_ok() && gate.open.recv().is_ok() {
             run(index, vcpu, &surroundings);
         }
     })

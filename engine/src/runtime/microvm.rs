@@ -25,7 +25,7 @@ const GUEST_CID: u32 = 3;
 /// Keeps the console silent but for a panic, and so free of exits.
 const COMMAND_LINE: &str = "quiet loglevel=1";
 
-/// First of the 2^28 users that machines run as.
+/// First of the 2^27 users that machines run as.
 const FIRST_MACHINE_USER: u32 = 0x7000_0000;
 
 /// A workload in a virtual machine.
@@ -241,7 +241,7 @@ fn machine_user(id: &str) -> u32 {
     let digits = id
         .get(..7)
         .and_then(|digits| u32::from_str_radix(digits, 16).ok());
-    FIRST_MACHINE_USER + digits.unwrap_or_default()
+    FIRST_MACHINE_USER + (digits.unwrap_or_default() >> 1)
 }
 
 impl Parts {

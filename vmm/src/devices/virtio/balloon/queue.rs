@@ -9,8 +9,8 @@ use crate::sys;
 const PAGE_BYTES: usize = 4096;
 /// Most pages of one inflate request; Linux sends 256.
 const MAX_PAGES: usize = 1024;
-/// Requests before the event loop looks at other things.
-const MAX_REQUESTS: usize = 64;
+/// Requests before the event loop looks at other things; each may be some hundred calls of the host's kernel.
+const MAX_REQUESTS: usize = 8;
 
 /// What a queue's requests mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

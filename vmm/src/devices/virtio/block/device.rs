@@ -118,7 +118,7 @@ impl VirtioDevice for Block {
 struct Worker {
     /// `None` only while it is dropped.
     tasks: Option<Sender<Task>>,
-    /// One message for each task that has ended.
+    /// One message for the thread's start, and one for each task that has ended.
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
     /// Whether a task was begun and not ended.
@@ -134,8 +134,7 @@ impl Worker {
         let (report, ended) = mpsc::channel();
         let (its_stop, its_notification) = (stop.clone(), notification.try_clone()?);
         let thread = Builder::new().name("disk".into()).spawn(move || {
-            // Without its filter the thread serves nothing: a driver then finds a device that does not start.
-            if filters.install(Kind::Disk).is_err() {
+            if filters.install(Kind::Disk).is_err() || report.send(()).is_err() {
                 return;
             }
             for task in waiting {
@@ -145,6 +144,10 @@ impl Worker {
                 }
             }
         })?;
+        // The first message: the filter is in force.
+        ended
+            .recv()
+            .map_err(|_| io::Error::other("a disk's thread could not be confined"))?;
         Ok(Self {
             tasks: Some(tasks),
             ended,
