@@ -83,16 +83,13 @@ impl Machine {
             gates.push(open);
         }
         drop(confined);
-        let unconfined = |detail| Cause {
-            reason: StopReason::Setup,
-            detail,
-        };
-        self.filters
-            .install(Kind::EventLoop)
-            .map_err(|error| unconfined(describe(&error)))?;
+        let own = self.filters.install(Kind::EventLoop);
         // No guest code runs before every thread has no rights but those that it needs now.
-        if all_confined.iter().take(gates.len()).count() < gates.len() {
-            return Err(unconfined("a virtual CPU's thread could not be confined".into()));
+        for result in std::iter::once(own).chain(all_confined.iter().take(gates.len())) {
+            result.map_err(|error| Cause {
+                reason: StopReason::Setup,
+                detail: describe(&error),
+            })?;
         }
         self.reporter.send_reliably(&Event::Running {
             setup_us: self.reporter.elapsed_us(),

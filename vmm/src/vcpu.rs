@@ -10,8 +10,7 @@ use kvm_ioctls::VcpuExit;
 
 use crate::bus::Bus;
 use crate::event::StopReason;
-use crate::machine::describe;
-use crate::seccomp::{Filters, Kind};
+use crate::seccomp::{self, Filters, Kind};
 use crate::stop::StopSignal;
 use crate::sys::{GuestVcpu, RunningVcpu};
 
@@ -82,8 +81,8 @@ impl ExitCounters {
 
 /// Keeps a vCPU's thread from entering the guest too early.
 pub(crate) struct Gate {
-    /// The thread says that its filter is in force.
-    pub(crate) confined: Sender<()>,
+    /// The thread says whether its filter is in force.
+    pub(crate) confined: Sender<Result<(), seccomp::Error>>,
     /// It may enter the guest; not at all if the other end is dropped.
     pub(crate) open: Receiver<()>,
 }
@@ -98,9 +97,9 @@ pub(crate) fn start(
     gate: Gate,
 ) -> io::Result<RunningVcpu> {
     RunningVcpu::start(format!("vcpu{index}"), vcpu, move |vcpu| {
-        if let Err(error) = filters.install(Kind::Vcpu) {
-            surroundings.stop.stop(StopReason::Setup, describe(&error));
-        } else if gate.confined.send(()).is_ok() && gate.open.recv().is_ok() {
+        let told = gate.confined.send(filters.install(Kind::Vcpu));
+        // After a failure nobody opens the gate.
+        if told.is_ok() && gate.open.recv().is_ok() {
             run(index, vcpu, &surroundings);
         }
     })
