@@ -2,8 +2,9 @@
 
 use std::io;
 
+use serde::{Deserialize, Serialize};
 use vm_superio::Trigger;
-use vm_superio::serial::{NoEvents, Serial as Uart, SerialState};
+use vm_superio::serial::{NoEvents, Serial as Uart};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::Console;
@@ -24,6 +25,20 @@ impl Trigger for InterruptLine {
     }
 }
 
+/// What a guest can see of the port: the registers of a 16550. Nothing is ever received, so there is no buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SerialState {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+}
+
 /// The port.
 #[derive(Debug)]
 pub struct Serial(Uart<InterruptLine, NoEvents, Console>);
@@ -37,8 +52,41 @@ impl Serial {
 
     /// What the guest can see of it.
     #[must_use]
-    pub fn state(&self) -> SerialState {
-        self.0.state()
+    pub fn save(&self) -> SerialState {
+        let state = self.0.state();
+        SerialState {
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+        }
+    }
+
+    /// A port that goes on from a saved state.
+    ///
+    /// # Errors
+    /// Those of raising an interrupt that was pending.
+    pub fn restore(interrupt: InterruptLine, console: Console, state: &SerialState) -> io::Result<Self> {
+        let [baud_divisor_low, baud_divisor_high] = state.baud_divisor;
+        let state = vm_superio::SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: Vec::new(),
+        };
+        let port = Uart::from_state(&state, interrupt, NoEvents, console);
+        port.map(Self)
+            .map_err(|error| io::Error::other(error.to_string()))
     }
 }
 
@@ -76,5 +124,28 @@ mod tests {
         let mut wide = [0xff; 2];
         serial.read(5, &mut wide);
         assert_eq!(wide, [0xff; 2]);
+    }
+
+    #[test]
+    fn a_port_goes_on_from_its_state() {
+        let console = Console::new(None);
+        let line = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let interrupt = || InterruptLine(line.try_clone().unwrap());
+        let mut first = Serial::new(interrupt(), console.clone());
+        first.write(7, &[0x5a]); // scratch
+        first.write(1, &[2]); // an interrupt when the transmitter is empty, which it always is
+        first.write(0, b"x");
+        let saved: SerialState =
+            serde_json::from_str(&serde_json::to_string(&first.save()).unwrap()).unwrap();
+        line.read().unwrap();
+        let mut second = Serial::restore(interrupt(), console.clone(), &saved).unwrap();
+        assert_eq!(second.save(), first.save());
+        line.read()
+            .expect("the interrupt that was not acknowledged is raised again");
+        second.write(0, b"y");
+        assert_eq!(console.tail(), "xy");
+        let mut scratch = [0];
+        second.read(7, &mut scratch);
+        assert_eq!(scratch, [0x5a]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Section 4.2.2: a queue has used buffers.
@@ -15,6 +16,14 @@ pub struct Interrupt {
     status: AtomicU32,
     needs_reset: AtomicBool,
     line: EventFd,
+}
+
+/// What a guest can see of an interrupt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterruptState {
+    status: u32,
+    needs_reset: bool,
 }
 
 impl Interrupt {
@@ -62,6 +71,24 @@ impl Interrupt {
         self.needs_reset.load(Ordering::SeqCst)
     }
 
+    /// What the guest can see.
+    #[must_use]
+    pub fn save(&self) -> InterruptState {
+        InterruptState {
+            status: self.status(),
+            needs_reset: self.needs_reset(),
+        }
+    }
+
+    /// Takes over what was saved. An interrupt that the driver has not acknowledged is raised once more: whether it was
+    /// delivered is not known, and a driver that finds nothing to do goes on.
+    pub fn restore(&self, state: InterruptState) {
+        self.needs_reset.store(state.needs_reset, Ordering::SeqCst);
+        if state.status != 0 {
+            self.raise(state.status);
+        }
+    }
+
     /// The driver has reset the device.
     pub fn clear(&self) {
         self.status.store(0, Ordering::SeqCst);
@@ -86,5 +113,24 @@ mod tests {
         assert!(interrupt.needs_reset());
         interrupt.clear();
         assert_eq!((interrupt.status(), interrupt.needs_reset()), (0, false));
+    }
+
+    #[test]
+    fn what_was_not_acknowledged_is_raised_again() {
+        let interrupt = |line: &EventFd| Interrupt::new(line.try_clone().unwrap());
+        let (before, after) = (
+            EventFd::new(0).unwrap(),
+            EventFd::new(libc::EFD_NONBLOCK).unwrap(),
+        );
+        let saved = interrupt(&before).save();
+        interrupt(&after).restore(saved);
+        assert!(after.read().is_err(), "nothing was pending");
+        let first = interrupt(&before);
+        first.signal_used();
+        first.signal_needs_reset();
+        let second = interrupt(&after);
+        second.restore(first.save());
+        assert_eq!(second.save(), first.save());
+        assert_eq!(after.read().unwrap(), 1);
     }
 }

@@ -25,6 +25,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use super::interrupt::Interrupt;
 use super::ring::{Ring, RingError, RingState};
+use super::state::{RestoreError, VirtioState};
 use super::{Activation, VirtioDevice};
 use crate::bus::{BusDevice, lock};
 use crate::memory::GuestMemory;
@@ -49,6 +50,7 @@ pub type SharedDevice = Arc<Mutex<dyn VirtioDevice>>;
 
 /// What a guest can see of a transport.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TransportState {
     status: u32,
     device_features_select: u32,
@@ -94,10 +96,49 @@ impl MmioTransport {
         }
     }
 
-    /// What the guest can see.
+    /// The device behind the registers.
     #[must_use]
-    pub fn state(&self) -> &TransportState {
-        &self.state
+    pub fn device(&self) -> &SharedDevice {
+        &self.device
+    }
+
+    /// What the guest can see of the transport and its device, which is paused.
+    #[must_use]
+    pub fn save(&self) -> VirtioState {
+        let device = lock(&self.device);
+        let mut transport = self.state.clone();
+        for (queue, used) in transport.queues.iter_mut().zip(device.queues()) {
+            *queue = used;
+        }
+        VirtioState {
+            transport,
+            interrupt: self.interrupt.save(),
+            device: device.save(),
+        }
+    }
+
+    /// Goes on from a saved state, on a transport that no driver has touched. Memory must be restored already: a device
+    /// that was active begins at once.
+    ///
+    /// # Errors
+    /// [`RestoreError`]; the machine must not be run then.
+    pub fn restore(&mut self, saved: &VirtioState) -> Result<(), RestoreError> {
+        let transport = &saved.transport;
+        if transport.driver_features & !self.device_features != 0 {
+            return Err(RestoreError::Differs("features"));
+        }
+        if transport.queues.len() != self.queue_sizes.len() {
+            return Err(RestoreError::Differs("number of queues"));
+        }
+        lock(&self.device).restore(&saved.device)?;
+        self.state = transport.clone();
+        self.interrupt.restore(saved.interrupt);
+        // One that has failed does nothing until its driver resets it.
+        if self.has(VIRTIO_CONFIG_S_DRIVER_OK) && !self.interrupt.needs_reset() {
+            let activation = self.activation()?;
+            lock(&self.device).activate(activation)?;
+        }
+        Ok(())
     }
 
     fn read_register(&self, register: u32) -> u32 {
@@ -201,26 +242,26 @@ impl MmioTransport {
     }
 
     fn activate(&mut self) {
-        let started = self.rings().is_ok_and(|rings| {
-            let activation = Activation {
-                features: self.state.driver_features,
-                memory: self.memory.clone(),
-                rings,
-                interrupt: self.interrupt.clone(),
-            };
-            lock(&self.device).activate(activation).is_ok()
-        });
+        let started = self
+            .activation()
+            .is_ok_and(|activation| lock(&self.device).activate(activation).is_ok());
         if !started {
             self.interrupt.signal_needs_reset();
         }
     }
 
-    fn rings(&self) -> Result<Vec<Ring>, RingError> {
+    fn activation(&self) -> Result<Activation, RingError> {
         let event_index = self.state.driver_features & EVENT_INDEX != 0;
         let queues = self.state.queues.iter().zip(&self.queue_sizes);
-        queues
+        let rings = queues
             .map(|(state, maximum)| Ring::new(*state, *maximum, event_index, &self.memory))
-            .collect()
+            .collect::<Result<_, _>>()?;
+        Ok(Activation {
+            features: self.state.driver_features,
+            memory: self.memory.clone(),
+            rings,
+            interrupt: self.interrupt.clone(),
+        })
     }
 
     fn reset(&mut self) {
@@ -352,6 +393,7 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
+    use crate::devices::virtio::state::DeviceState;
     use crate::devices::virtio::test_driver::Driver;
     use crate::devices::virtio::{ActivateError, read_config_from};
 
@@ -386,6 +428,15 @@ mod tests {
         fn reset(&mut self) {
             self.active = None;
             self.resets += 1;
+        }
+        fn queues(&self) -> Vec<RingState> {
+            Vec::new()
+        }
+        fn save(&self) -> DeviceState {
+            DeviceState::Balloon
+        }
+        fn restore(&mut self, _: &DeviceState) -> Result<(), RestoreError> {
+            Ok(())
         }
     }
 
@@ -505,7 +556,7 @@ mod tests {
         let mut machine = Machine::new();
         machine.negotiate(VERSION_1);
         machine.write_features(VERSION_1 | FEATURE);
-        assert_eq!(machine.transport.state().driver_features, VERSION_1, "too late");
+        assert_eq!(machine.transport.state.driver_features, VERSION_1, "too late");
     }
 
     #[test]
@@ -521,10 +572,10 @@ mod tests {
         assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 1 | VIRTIO_CONFIG_S_FAILED);
         // A running device's queues cannot be moved.
         machine.start();
-        let before = machine.transport.state().clone();
+        let before = machine.transport.state.clone();
         machine.write(VIRTIO_MMIO_QUEUE_DESC_LOW, 0x9000);
         machine.write(VIRTIO_MMIO_QUEUE_NUM, 4);
-        assert_eq!(*machine.transport.state(), before);
+        assert_eq!(machine.transport.state, before);
     }
 
     #[test]
@@ -555,7 +606,7 @@ mod tests {
             queues: fresh_queues(&[8, 8]),
             ..Default::default()
         };
-        assert_eq!(*machine.transport.state(), expected);
+        assert_eq!(machine.transport.state, expected);
         machine.start();
         machine.write(VIRTIO_MMIO_QUEUE_READY, 0);
         assert_eq!(
@@ -583,13 +634,49 @@ mod tests {
     }
 
     #[test]
-    fn state_survives_being_written_down() {
+    fn a_transport_goes_on_from_its_state() {
         let mut machine = Machine::new();
         machine.start();
-        let json = serde_json::to_string(machine.transport.state()).unwrap();
-        assert_eq!(
-            &serde_json::from_str::<TransportState>(&json).unwrap(),
-            machine.transport.state()
-        );
+        machine.transport.interrupt.signal_used();
+        let json = serde_json::to_string(&machine.transport.save()).unwrap();
+        let saved: VirtioState = serde_json::from_str(&json).unwrap();
+        let mut other = Machine::new();
+        other.transport.restore(&saved).unwrap();
+        assert_eq!(other.active(), machine.active());
+        assert_eq!(other.read(VIRTIO_MMIO_STATUS), 15);
+        assert_eq!(other.read(VIRTIO_MMIO_INTERRUPT_STATUS), 1);
+        assert_eq!(other.transport.save(), saved);
+    }
+
+    #[test]
+    fn a_device_that_was_not_started_or_has_failed_is_not_started() {
+        let mut machine = Machine::new();
+        machine.negotiate(VERSION_1);
+        let idle = machine.transport.save();
+        machine.start();
+        machine.transport.interrupt.signal_needs_reset();
+        for saved in [idle, machine.transport.save()] {
+            let mut other = Machine::new();
+            other.transport.restore(&saved).unwrap();
+            assert_eq!(other.active(), None);
+            assert_eq!(other.transport.save(), saved);
+        }
+    }
+
+    #[test]
+    fn states_that_do_not_fit_are_refused() {
+        let mut machine = Machine::new();
+        machine.start();
+        let saved = machine.transport.save();
+        let check = |change: fn(&mut TransportState), expected: &str| {
+            let mut saved = saved.clone();
+            change(&mut saved.transport);
+            let error = Machine::new().transport.restore(&saved).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        };
+        check(|state| state.driver_features |= 1 << 6, "features");
+        check(|state| state.queues.truncate(1), "number of queues");
+        check(|state| state.queues[0].size = 3, "queue cannot be used");
+        check(|state| state.queues[1].used = u64::MAX, "queue cannot be used");
     }
 }

@@ -13,6 +13,7 @@ pub mod interrupt;
 pub mod mmio;
 pub mod ring;
 pub mod rng;
+pub mod state;
 #[cfg(test)]
 pub(crate) mod test_driver;
 pub mod vsock;
@@ -23,7 +24,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::GuestMemory;
 use interrupt::Interrupt;
-use ring::Ring;
+use ring::{Ring, RingState};
+use state::{DeviceState, RestoreError};
 
 /// A virtio device as the transport sees it.
 pub trait VirtioDevice: Send {
@@ -51,6 +53,31 @@ pub trait VirtioDevice: Send {
 
     /// Stops the device and forgets the driver. Nothing touches the queues when it returns.
     fn reset(&mut self);
+
+    /// Stops between two requests and remembers where. Nothing touches the queues or guest memory when it returns.
+    ///
+    /// A device without threads does nothing: the event loop, which serves it, does not while the machine is paused.
+    fn pause(&mut self) {}
+
+    /// Goes on after [`VirtioDevice::pause`].
+    ///
+    /// # Errors
+    /// [`ActivateError::Start`].
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        Ok(())
+    }
+
+    /// How far the queues were used; none if the device is not active. The device is paused.
+    fn queues(&self) -> Vec<RingState>;
+
+    /// What a guest can see of the device besides its queues. The device is paused.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over what was saved from another device, before it is activated.
+    ///
+    /// # Errors
+    /// [`RestoreError`] if a guest would see that it is another device.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError>;
 }
 
 /// What a device gets when its driver is ready.

@@ -2,7 +2,19 @@
 
 use std::cell::Cell;
 
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE as ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER as DRIVER,
+    VIRTIO_CONFIG_S_DRIVER_OK as DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK as FEATURES_OK,
+};
+use virtio_bindings::virtio_mmio::{
+    VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL,
+    VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_STATUS,
+};
+
+use super::mmio::MmioTransport;
 use super::ring::{Ring, RingState};
+use crate::bus::BusDevice as _;
 use crate::memory::{Bytes, GuestAddress, GuestMemory};
 
 /// The buffer continues in another descriptor.
@@ -18,6 +30,32 @@ const USED: u64 = 0x4000;
 const QUEUE_BYTES: u64 = 0x4000;
 /// Buffers are taken from here on; memory ends at 4 MiB.
 const BUFFERS: u64 = 0x8_0000;
+
+/// Starts the device behind `transport` on the queues of `drivers`, as a driver without features of its own does.
+pub(crate) fn start(transport: &mut MmioTransport, drivers: &[Driver]) {
+    let mut write = |register: u32, value: u32| transport.write(u64::from(register), &value.to_le_bytes());
+    for status in [ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
+        write(VIRTIO_MMIO_STATUS, status);
+    }
+    write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
+    write(VIRTIO_MMIO_DRIVER_FEATURES, 1); // VIRTIO_F_VERSION_1
+    write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    for (index, driver) in (0..).zip(drivers) {
+        let state = driver.state();
+        write(VIRTIO_MMIO_QUEUE_SEL, index);
+        write(VIRTIO_MMIO_QUEUE_NUM, u32::from(state.size));
+        // All queues are in the first 4 GiB.
+        for (register, address) in [
+            (VIRTIO_MMIO_QUEUE_DESC_LOW, state.descriptors),
+            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, state.available),
+            (VIRTIO_MMIO_QUEUE_USED_LOW, state.used),
+        ] {
+            write(register, u32::try_from(address).unwrap());
+        }
+        write(VIRTIO_MMIO_QUEUE_READY, 1);
+    }
+    write(VIRTIO_MMIO_STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+}
 
 /// Address, length, flags, next.
 pub(crate) type Descriptor = (u64, u32, u16, u16);

@@ -10,7 +10,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::{self, Purpose};
 use crate::bus::lock;
-use crate::devices::virtio::ring::{Ring, RingError};
+use crate::devices::virtio::ring::{Ring, RingError, RingState};
+use crate::devices::virtio::state::{DeviceState, RestoreError};
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, read_config_from};
 use crate::event::StopReason;
 use crate::stop::StopSignal;
@@ -48,7 +49,7 @@ impl Balloon {
     }
 
     /// Serves all queues: they are rarely used, and one that has nothing costs a look.
-    fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         let Some((rings, activation)) = &mut self.active else {
             return;
         };
@@ -98,11 +99,29 @@ impl VirtioDevice for Balloon {
         let rings = std::mem::take(&mut activation.rings);
         let rings = <[Ring; 3]>::try_from(rings).map_err(|_| ActivateError::Queues)?;
         self.active = Some((rings, activation));
+        // Requests may have come before; see `serve` for why this cannot fail.
+        let _ = self.notifications[0].write(1);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn queues(&self) -> Vec<RingState> {
+        let rings = self.active.iter().flat_map(|(rings, _)| rings);
+        rings.map(Ring::state).collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Balloon => Ok(()),
+            _ => Err(RestoreError::Kind),
+        }
     }
 }
 

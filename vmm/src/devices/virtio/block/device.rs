@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{Builder, JoinHandle};
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
     VIRTIO_BLK_F_WRITE_ZEROES,
@@ -20,7 +21,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 use super::disk::Disk;
 use super::queue::{self, MAX_RANGE_SECTORS, MAX_RANGES, MAX_SEGMENT_BYTES, MAX_SEGMENTS, QUEUE_SIZE};
 use crate::devices::virtio::interrupt::Interrupt;
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Ring, RingState};
+use crate::devices::virtio::state::{DeviceState, RestoreError};
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, read_config_from};
 use crate::memory::GuestMemory;
 use crate::seccomp::{Filters, Kind};
@@ -36,6 +38,16 @@ pub struct Block {
     /// Blocking: the thread waits in a read of it.
     notification: [EventFd; 1],
     worker: Worker,
+    /// What the thread was doing before the machine was paused.
+    paused: Option<Task>,
+}
+
+/// What a guest can see of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockState {
+    sectors: u64,
+    read_only: bool,
 }
 
 impl Block {
@@ -50,7 +62,15 @@ impl Block {
             disk: Arc::new(disk),
             notification: [notification],
             worker,
+            paused: None,
         })
+    }
+
+    fn state(&self) -> BlockState {
+        BlockState {
+            sectors: self.disk.sectors(),
+            read_only: self.disk.is_read_only(),
+        }
     }
 
     /// `struct virtio_blk_config` (section 5.2.4).
@@ -109,7 +129,36 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
+        self.paused = None;
         self.worker.end();
+    }
+
+    fn pause(&mut self) {
+        // Paused twice, it stays what it is.
+        self.paused = self.worker.end().or(self.paused.take());
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        match self.paused.take() {
+            Some(task) => self.worker.begin(task),
+            None => Ok(()),
+        }
+    }
+
+    fn queues(&self) -> Vec<RingState> {
+        self.paused.iter().map(|task| task.ring.state()).collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Block(self.state())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Block(state) if *state == self.state() => Ok(()),
+            DeviceState::Block(_) => Err(RestoreError::Differs("size or in being read-only")),
+            _ => Err(RestoreError::Kind),
+        }
     }
 }
 
@@ -118,8 +167,8 @@ impl VirtioDevice for Block {
 struct Worker {
     /// `None` only while it is dropped.
     tasks: Option<Sender<Task>>,
-    /// One message for the thread's start, and one for each task that has ended.
-    ended: Receiver<()>,
+    /// One message for the thread's start, and one for each task that has ended: the task, unless its queue is broken.
+    ended: Receiver<Option<Task>>,
     thread: Option<JoinHandle<()>>,
     /// Whether a task was begun and not ended.
     busy: bool,
@@ -134,12 +183,12 @@ impl Worker {
         let (report, ended) = mpsc::channel();
         let (its_stop, its_notification) = (stop.clone(), notification.try_clone()?);
         let thread = Builder::new().name("disk".into()).spawn(move || {
-            if filters.install(Kind::Disk).is_err() || report.send(()).is_err() {
+            if filters.install(Kind::Disk).is_err() || report.send(None).is_err() {
                 return;
             }
             for task in waiting {
-                task.run(&its_stop, &its_notification);
-                if report.send(()).is_err() {
+                let task = task.run(&its_stop, &its_notification);
+                if report.send(task).is_err() {
                     return;
                 }
             }
@@ -169,16 +218,16 @@ impl Worker {
         Ok(())
     }
 
-    /// Ends the task after the request that it is serving.
-    fn end(&mut self) {
+    /// Ends the task after the request that it is serving, and returns it if it can go on.
+    fn end(&mut self) -> Option<Task> {
         if !std::mem::take(&mut self.busy) {
-            return;
+            return None;
         }
         self.stop.store(true, Ordering::SeqCst);
         // Fails only if the counter is full, and then the thread is awake.
         let _ = self.notification.write(1);
         // Fails only if the thread has panicked, which ends the process in a release build; in a test it has been printed.
-        let _ = self.ended.recv();
+        self.ended.recv().ok().flatten()
     }
 }
 
@@ -193,6 +242,7 @@ impl Drop for Worker {
     }
 }
 
+#[derive(Debug)]
 struct Task {
     ring: Ring,
     disk: Arc<Disk>,
@@ -201,16 +251,18 @@ struct Task {
 }
 
 impl Task {
-    fn run(mut self, stop: &AtomicBool, notification: &EventFd) {
+    /// Serves the queue until `stop` is set; returns itself unless the queue is broken.
+    fn run(mut self, stop: &AtomicBool, notification: &EventFd) -> Option<Self> {
         while !stop.load(Ordering::SeqCst) {
             let mut signal = || self.interrupt.signal_used();
             if queue::process(&mut self.ring, &self.memory, &self.disk, stop, &mut signal).is_err() {
                 self.interrupt.signal_needs_reset();
-                return;
+                return None;
             }
             // Interrupted by a signal or not, the queue is looked at again.
             let _ = notification.read();
         }
+        Some(self)
     }
 }
 

@@ -4,5 +4,5 @@ mod device;
 mod disk;
 mod queue;
 
-pub use device::Block;
+pub use device::{Block, BlockState};
 pub use disk::{Disk, DiskError};

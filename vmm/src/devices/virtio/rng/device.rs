@@ -8,12 +8,14 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::{self, Budget};
 use crate::bus::lock;
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Ring, RingState};
+use crate::devices::virtio::state::{DeviceState, RestoreError};
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
 use crate::stop::StopSignal;
 
@@ -23,6 +25,13 @@ const REFILL: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+
+/// What a guest can see of the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RngState {
+    budget: Budget,
+}
 
 /// An entropy device.
 #[derive(Debug)]
@@ -50,7 +59,7 @@ impl Rng {
     }
 
     /// Serves the queue as far as the budget goes.
-    fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         let Some((ring, activation)) = &mut self.active else {
             return;
         };
@@ -110,11 +119,30 @@ impl VirtioDevice for Rng {
         let rings = std::mem::take(&mut activation.rings);
         let [ring] = <[Ring; 1]>::try_from(rings).map_err(|_| ActivateError::Queues)?;
         self.active = Some((ring, activation));
+        // Requests may have come before. Fails only if the counter is full, and then the device is being woken.
+        let _ = self.notification[0].write(1);
         Ok(())
     }
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    fn queues(&self) -> Vec<RingState> {
+        self.active.iter().map(|(ring, _)| ring.state()).collect()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Rng(RngState { budget: self.budget })
+    }
+
+    /// Where the budget is used up, the first look at the queue starts the refill.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Rng(state) = state else {
+            return Err(RestoreError::Kind);
+        };
+        self.budget = state.budget.bounded();
+        Ok(())
     }
 }
 

@@ -3,4 +3,4 @@
 mod device;
 mod queue;
 
-pub use device::{Rng, RngSubscriber};
+pub use device::{Rng, RngState, RngSubscriber};

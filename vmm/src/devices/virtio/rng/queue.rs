@@ -23,6 +23,13 @@ impl Default for Budget {
     }
 }
 
+impl Budget {
+    /// Not more than a refill gives.
+    pub(super) fn bounded(self) -> Self {
+        Self(self.0.min(BUDGET_BYTES))
+    }
+}
+
 /// How far the queue was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {

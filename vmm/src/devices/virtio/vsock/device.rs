@@ -11,10 +11,11 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::muxer::{MAX_EVENTS, Muxer};
-use super::queue::{Queues, QueuesState};
+use super::queue::Queues;
 use crate::bus::lock;
 use crate::devices::virtio::interrupt::Interrupt;
-use crate::devices::virtio::ring::Ring;
+use crate::devices::virtio::ring::{Outcome, Ring, RingError, RingState};
+use crate::devices::virtio::state::{DeviceState, RestoreError};
 use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, read_config_from};
 use crate::event::StopReason;
 use crate::memory::GuestMemory;
@@ -31,6 +32,8 @@ pub struct Vsock {
     muxer: Muxer,
     notifications: [EventFd; 3],
     active: Option<Active>,
+    /// The guest has connections from before it was restored, and does not know yet that they are gone.
+    lost_connections: bool,
 }
 
 #[derive(Debug)]
@@ -43,10 +46,10 @@ struct Active {
 /// What a guest can see of the device. Connections are not part of it: their other ends are programs that do not move
 /// with the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct VsockState {
     guest_cid: u32,
     next_port: u32,
-    queues: Option<QueuesState>,
 }
 
 impl Vsock {
@@ -62,44 +65,24 @@ impl Vsock {
             muxer: Muxer::new(guest_cid, listener)?,
             notifications,
             active: None,
+            lost_connections: false,
         })
     }
 
-    /// What the guest can see.
-    #[must_use]
-    pub fn state(&self) -> VsockState {
-        let queues = self.active.as_ref().map(|active| active.queues.state());
-        VsockState {
-            guest_cid: self.guest_cid,
-            next_port: self.muxer.next_port(),
-            queues,
-        }
-    }
-
     /// Does what there is to do, up to a bound.
-    fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         let Some(active) = &mut self.active else { return };
-        let Active {
-            queues,
-            memory,
-            interrupt,
-        } = active;
-        let muxer = &mut self.muxer;
-        let result = muxer.poll().ok().and_then(|events| {
-            let outcome = queues.serve(memory, muxer).ok()?;
-            Some((outcome.signal, outcome.more || events == MAX_EVENTS))
-        });
-        match result {
-            Some((signal, more)) => {
-                if signal {
-                    interrupt.signal_used();
+        match active.serve(&mut self.muxer, &mut self.lost_connections) {
+            Ok(outcome) => {
+                if outcome.signal {
+                    active.interrupt.signal_used();
                 }
-                if more {
+                if outcome.more {
                     self.wake();
                 }
             }
-            None => {
-                interrupt.signal_needs_reset();
+            Err(_) => {
+                active.interrupt.signal_needs_reset();
                 self.active = None;
                 self.muxer.stop();
             }
@@ -111,6 +94,32 @@ impl Vsock {
         // Fails only if the counter is full, and then the event loop comes anyway.
         let _ = self.notifications[0].write(1);
     }
+}
+
+impl Active {
+    fn serve(&mut self, muxer: &mut Muxer, lost_connections: &mut bool) -> Result<Outcome, ServeError> {
+        let mut signal = false;
+        if *lost_connections {
+            let announced = self.queues.announce_reset(&self.memory)?;
+            *lost_connections = !announced.done;
+            signal = announced.signal;
+        }
+        let events = muxer.poll()?;
+        let outcome = self.queues.serve(&self.memory, muxer)?;
+        Ok(Outcome {
+            signal: signal || outcome.signal,
+            more: outcome.more || events == MAX_EVENTS,
+        })
+    }
+}
+
+/// Why the device cannot go on. The guest is only told that it cannot.
+#[derive(Debug, thiserror::Error)]
+enum ServeError {
+    #[error("the host's sockets cannot be watched")]
+    Poll(#[from] io::Error),
+    #[error(transparent)]
+    Ring(#[from] RingError),
 }
 
 impl VirtioDevice for Vsock {
@@ -154,7 +163,32 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.active = None;
+        self.lost_connections = false;
         self.muxer.stop();
+    }
+
+    fn queues(&self) -> Vec<RingState> {
+        let active = self.active.as_ref();
+        active.map(|active| active.queues.state()).unwrap_or_default()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Vsock(VsockState {
+            guest_cid: self.guest_cid,
+            next_port: self.muxer.next_port(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(state) = state else {
+            return Err(RestoreError::Kind);
+        };
+        if state.guest_cid != self.guest_cid {
+            return Err(RestoreError::Differs("context identifier"));
+        }
+        self.muxer.set_next_port(state.next_port);
+        self.lost_connections = true;
+        Ok(())
     }
 }
 

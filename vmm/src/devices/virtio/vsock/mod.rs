@@ -12,4 +12,4 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
-pub use device::{Vsock, VsockSubscriber};
+pub use device::{Vsock, VsockState, VsockSubscriber};

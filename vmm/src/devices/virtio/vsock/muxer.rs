@@ -126,6 +126,13 @@ impl Muxer {
         self.next_port
     }
 
+    /// Goes on with the port of another multiplexer; one that is none of this one's is left aside.
+    pub(super) fn set_next_port(&mut self, port: u32) {
+        if (FIRST_HOST_PORT..=LAST_HOST_PORT).contains(&port) {
+            self.next_port = port;
+        }
+    }
+
     /// Handles sockets that are ready, at most [`MAX_EVENTS`] of them; returns how many.
     ///
     /// # Errors

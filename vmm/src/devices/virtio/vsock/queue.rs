@@ -1,7 +1,5 @@
 //! Moves packets between the guest's queues and the multiplexer.
 
-use serde::{Deserialize, Serialize};
-
 use super::muxer::Muxer;
 use super::packet::{HEADER_BYTES, Header};
 use crate::devices::virtio::ring::{Outcome, Ring, RingError, RingState};
@@ -10,27 +8,60 @@ use crate::memory::GuestMemory;
 /// Packets in each direction before the event loop looks at other things.
 const MAX_PACKETS: usize = 128;
 
+/// `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` in a `struct virtio_vsock_event` (section 5.10.6.7).
+const TRANSPORT_RESET: [u8; 4] = [0; 4];
+const EVENT_BYTES: u32 = 4;
+
+/// Whether the guest was told of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// It was.
+    pub(super) done: bool,
+    /// The driver wants an interrupt.
+    pub(super) signal: bool,
+}
+
 /// The queues of an active device.
 #[derive(Debug)]
 pub(super) struct Queues {
     pub(super) to_guest: Ring,
     pub(super) from_guest: Ring,
-    /// For events of the transport, of which there are none before machines are saved and restored.
+    /// For the one event that there is: the connections of a machine do not move with it.
     pub(super) events: Ring,
 }
 
-/// The state of the three queues.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct QueuesState([RingState; 3]);
-
 impl Queues {
-    /// Where the queues are.
-    pub(super) fn state(&self) -> QueuesState {
-        QueuesState([
-            self.to_guest.state(),
-            self.from_guest.state(),
-            self.events.state(),
-        ])
+    /// Where the queues are, in the order of their numbers.
+    pub(super) fn state(&self) -> Vec<RingState> {
+        [&self.to_guest, &self.from_guest, &self.events]
+            .map(Ring::state)
+            .to_vec()
+    }
+
+    /// Tells the guest that all of its connections are gone (section 5.10.6.7). Without a buffer for it nothing is said;
+    /// the guest notifies when it has given one.
+    ///
+    /// # Errors
+    /// [`RingError`] if the driver broke the queue.
+    pub(super) fn announce_reset(&mut self, memory: &GuestMemory) -> Result<Announced, RingError> {
+        let mut once = 1;
+        let outcome = self.events.serve(
+            memory,
+            1,
+            &mut once,
+            |left| *left > 0,
+            |left, chain| {
+                if chain.writable.copy_from(&TRANSPORT_RESET) < TRANSPORT_RESET.len() {
+                    return Err(RingError::Malformed);
+                }
+                *left = 0;
+                Ok(Some(EVENT_BYTES))
+            },
+        )?;
+        Ok(Announced {
+            done: once == 0,
+            signal: outcome.signal,
+        })
     }
 
     /// Moves packets in both directions.
