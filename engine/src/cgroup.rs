@@ -1,7 +1,9 @@
 //! The host's side of cgroups: `PARENT/ID/{supervisor,payload}` below one directory of rvm's own.
 //!
-//! `payload` holds the workload in container mode; a virtual machine's limits are enforced inside it, and its VMM runs
-//! beside the supervisor. The supervisor has a cgroup of its own so that the payload's limits never reach it. What happens inside `payload` is the isolation crate's.
+//! `payload` holds the workload in container mode; what happens inside it is the isolation crate's. The supervisor has a
+//! cgroup of its own so that the payload's limits never reach it. A virtual machine's VMM runs beside the supervisor. The
+//! workload's limits are enforced inside the machine; the machine as a whole is held to its share of the processors here,
+//! whatever its guest does, and that can be changed while it runs.
 
 use std::fs;
 use std::io;
@@ -16,6 +18,10 @@ pub const NEEDED_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 
 /// Enabled where the kernel has them.
 const WANTED_CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+/// One part in this many of a processor is for the devices of a machine and for copying its output, so that the limit
+/// inside the machine, which counts the workload as in container mode, is the one that is felt.
+const MACHINE_SHARE: u64 = 5;
 
 /// Why cgroups cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -122,6 +128,21 @@ impl ContainerCgroup {
     #[must_use]
     pub fn payload(&self) -> PathBuf {
         self.directory.join("payload")
+    }
+
+    /// Holds a machine, with its supervisor, to `quota` microseconds of processor time per `period` and what rvm itself needs
+    /// for it. Takes effect at once, on a running machine too. Does nothing where the cpu controller is not there: the
+    /// limit inside the machine is then the only one.
+    ///
+    /// # Errors
+    /// [`Error::Path`].
+    pub fn limit_machine(&self, quota: u64, period: u64) -> Result<(), Error> {
+        let path = self.directory.join("supervisor").join("cpu.max");
+        let quota = quota.saturating_add(period / MACHINE_SHARE);
+        match fs::write(&path, format!("{quota} {period}")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(path_error("write", &path)),
+        }
     }
 
     /// Moves the supervisor back to where it came from, or to the root where that is gone, kills what is left of the

@@ -1,5 +1,7 @@
 //! Memory, processor time and disk: what a workload may take.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -42,6 +44,43 @@ both_modes! {
         rvm.run(["-m", "1m", BUSYBOX, "true"])?.failed(125, &["memory"]);
         rvm.run(["-m", "0", BUSYBOX, "true"])?.failed(125, &["memory"]);
     }
+}
+
+/// A guest that has taken its kernel over is not bound by the limits in it: the machine has one of its own outside, and it
+/// can be changed while the machine runs.
+#[test]
+fn a_machine_is_held_to_its_processor_time_from_outside() -> Result<()> {
+    in_mode(Isolation::Vm, |rvm: &Rvm| {
+        let script = "echo up; while :; do :; done";
+        let running = rvm.start("quota", &["--cpus", "0.5", BUSYBOX, "sh", "-c", script])?;
+        wait_until("it runs", LIMIT, || Ok(running.stdout_so_far().contains("up")))?;
+        let vmm = processes::all()?
+            .into_values()
+            .find(|process| process.name == "rvm-vmm")
+            .context("no VMM")?;
+        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", vmm.pid))?;
+        let own = cgroups
+            .lines()
+            .find_map(|line| line.strip_prefix("0::/"))
+            .context("no cgroup")?;
+        let directory = Path::new("/sys/fs/cgroup").join(own);
+        let quota = || Ok::<_, anyhow::Error>(fs::read_to_string(directory.join("cpu.max"))?);
+        wait_until("the limit is set", LIMIT, || Ok(quota()?.starts_with("70000 ")))?;
+        let throttled = || -> Result<u64> {
+            let statistics = fs::read_to_string(directory.join("cpu.stat"))?;
+            let line = statistics
+                .lines()
+                .find_map(|line| line.strip_prefix("nr_throttled "));
+            Ok(line.context("no nr_throttled")?.trim().parse()?)
+        };
+        let before = throttled()?;
+        fs::write(directory.join("cpu.max"), "10000 100000")?;
+        wait_until("the new limit is felt", LIMIT, || Ok(throttled()? >= before + 5))?;
+        fs::write(directory.join("cpu.max"), "max 100000")?;
+        rvm.call(["rm", "-f", "quota"])?.ok();
+        running.finish(LIMIT)?.code(137);
+        Ok(())
+    })
 }
 
 /// The VMM's resident memory in MiB; no other test's VMM is there.
