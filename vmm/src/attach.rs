@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::cmdline::CommandLine;
 use crate::arch::x86_64::layout::{FIRST_DEVICE_INTERRUPT, LAST_INTERRUPT, MMIO_DEVICE_BYTES, MMIO_START};
-use crate::bus::{Bus, Overlap};
+use crate::bus::{Bus, Overlap, lock};
 use crate::devices::virtio::balloon::{Balloon, BalloonSubscriber};
 use crate::devices::virtio::block::{Block, Disk, DiskError};
 use crate::devices::virtio::interrupt::Interrupt;
@@ -18,6 +18,7 @@ use crate::devices::virtio::vsock::{Vsock, VsockSubscriber};
 use crate::event_loop::Subscriber;
 use crate::resources;
 use crate::seccomp::Filters;
+use crate::status::DeviceStatus;
 use crate::stop::StopSignal;
 use crate::vm::{Vm, VmError};
 
@@ -47,6 +48,21 @@ pub enum DeviceError {
     Bus(#[from] Overlap),
 }
 
+/// A device in its place.
+pub struct AttachedDevice {
+    pub(crate) transport: Arc<Mutex<MmioTransport>>,
+    address: u64,
+    line: u32,
+}
+
+impl AttachedDevice {
+    /// What it is and how far its driver has come.
+    #[must_use]
+    pub fn status(&self) -> DeviceStatus {
+        lock(&self.transport).status_at(self.address, self.line)
+    }
+}
+
 /// The devices of a machine that is being built.
 pub struct VirtioDevices<'a> {
     vm: &'a Vm,
@@ -54,6 +70,7 @@ pub struct VirtioDevices<'a> {
     filters: &'a Filters,
     bus: Bus,
     subscribers: Vec<Subscriber>,
+    devices: Vec<AttachedDevice>,
     attached: u32,
     disks: usize,
 }
@@ -68,6 +85,7 @@ impl<'a> VirtioDevices<'a> {
             filters,
             bus: Bus::default(),
             subscribers: Vec::new(),
+            devices: Vec::new(),
             attached: 0,
             disks: 0,
         }
@@ -125,10 +143,10 @@ impl<'a> VirtioDevices<'a> {
         self.attach(device)
     }
 
-    /// The bus with all devices, and those that the event loop has to serve.
+    /// The bus with all devices, those that the event loop has to serve, and all of them.
     #[must_use]
-    pub fn finish(self) -> (Bus, Vec<Subscriber>) {
-        (self.bus, self.subscribers)
+    pub fn finish(self) -> (Bus, Vec<Subscriber>, Vec<AttachedDevice>) {
+        (self.bus, self.subscribers, self.devices)
     }
 
     fn attach(&mut self, device: SharedDevice) -> Result<(), DeviceError> {
@@ -141,16 +159,20 @@ impl<'a> VirtioDevices<'a> {
 
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::Descriptor)?;
         self.vm.connect_interrupt(&event, line)?;
-        for (queue, notification) in (0_u32..).zip(crate::bus::lock(&device).notifications()) {
+        for (queue, notification) in (0_u32..).zip(lock(&device).notifications()) {
             self.vm
                 .connect_doorbell(notification, address + NOTIFY_REGISTER, queue)?;
         }
         let interrupt = Arc::new(Interrupt::new(event));
         let transport = MmioTransport::new(device, self.vm.memory().clone(), interrupt);
-        self.bus.add(
-            address..address + MMIO_DEVICE_BYTES,
-            Arc::new(Mutex::new(transport)),
-        )?;
+        let transport = Arc::new(Mutex::new(transport));
+        self.bus
+            .add(address..address + MMIO_DEVICE_BYTES, transport.clone())?;
+        self.devices.push(AttachedDevice {
+            transport,
+            address,
+            line,
+        });
         self.command_line
             .add(&format!("virtio_mmio.device=4K@{address:#x}:{line}"));
         Ok(())

@@ -20,6 +20,7 @@ use crate::devices::reset::{self, KeyboardController};
 use crate::devices::serial::{self, InterruptLine, Serial};
 use crate::machine::Machine;
 use crate::memory::{self, GuestMemory, GuestMemoryError, MemoryError};
+use crate::parking::Parking;
 use crate::reporter::Reporter;
 use crate::resources::Resources;
 use crate::seccomp::Filters;
@@ -96,7 +97,7 @@ pub fn build(
     }
     devices.add_rng(&stop)?;
     devices.add_balloon(&stop)?;
-    let (mmio, subscribers) = devices.finish();
+    let (mmio, subscribers, devices) = devices.finish();
 
     boot::write_parameters(vm.memory(), &command_line, ramdisk)?;
     mptable::write(vm.memory(), resources.vcpus)?;
@@ -106,12 +107,14 @@ pub fn build(
         ports: Arc::new(ports),
         mmio: Arc::new(mmio),
         stop,
+        parking: Arc::new(Parking::new(vcpus.len())),
         exits: vcpus.iter().map(|_| ExitCounters::default()).collect(),
     };
     Ok(Machine {
         vcpus,
         surroundings,
         subscribers,
+        devices,
         console,
         reporter,
         filters,

@@ -1,8 +1,11 @@
-//! What a machine tells its supervisor: one JSON object per line, on a Unix stream socket.
+//! What a machine tells its supervisor: one JSON object per line, on a Unix stream socket. On the same socket the supervisor
+//! may send [`crate::command::Command`]s.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use crate::status::Status;
 
 /// One message from the machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +24,23 @@ pub enum Event {
         value: u8,
         /// Microseconds from the machine's start to the write.
         us: u64,
+    },
+    /// An answer: the machine is paused. Neither guest code nor a device runs, and guest memory does not change.
+    Paused {
+        /// Microseconds from the machine's start to this moment.
+        us: u64,
+    },
+    /// An answer: the machine runs.
+    Resumed {
+        /// Microseconds from the machine's start to this moment.
+        us: u64,
+    },
+    /// An answer: what the machine is and does.
+    Status(Box<Status>),
+    /// An answer: a command made no sense, or could not be carried out and has changed nothing.
+    CommandFailed {
+        /// One sentence for a person.
+        detail: String,
     },
     /// The machine has ended. Nothing follows.
     Stopped(Stopped),
@@ -77,6 +97,42 @@ impl StopReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::{DeviceStatus, DriverStatus, MemoryStatus, QueueStatus, VcpuStatus};
+
+    const STATUS: &str = concat!(
+        r#"{"event":"status","paused":true,"us":6,"#,
+        r#""memory":[{"guest_address":0,"process_address":4096,"bytes":8192}],"#,
+        r#""vcpus":[{"exits":{"io_out":2},"kvm":{"halt_exits":3}}],"kvm":null,"#,
+        r#""devices":[{"kind":"block","backend":"b","address":1,"interrupt":5,"features_offered":3,"features":2,"#,
+        r#""driver":"needs_reset","queues":[{"size":8,"ready":true}]}]}"#
+    );
+
+    fn status() -> Status {
+        Status {
+            paused: true,
+            us: 6,
+            memory: vec![MemoryStatus {
+                guest_address: 0,
+                process_address: 4096,
+                bytes: 8192,
+            }],
+            vcpus: vec![VcpuStatus {
+                exits: BTreeMap::from([("io_out".into(), 2)]),
+                kvm: Some(BTreeMap::from([("halt_exits".into(), 3)])),
+            }],
+            kvm: None,
+            devices: vec![DeviceStatus {
+                kind: "block".into(),
+                backend: "b".into(),
+                address: 1,
+                interrupt: 5,
+                features_offered: 3,
+                features: 2,
+                driver: DriverStatus::NeedsReset,
+                queues: vec![QueueStatus { size: 8, ready: true }],
+            }],
+        }
+    }
 
     #[test]
     fn the_wire_form_is_frozen() {
@@ -95,6 +151,14 @@ mod tests {
             Event::Doorbell { value: 1, us: 7 },
             r#"{"event":"doorbell","value":1,"us":7}"#,
         );
+        check(Event::Paused { us: 3 }, r#"{"event":"paused","us":3}"#);
+        check(Event::Resumed { us: 4 }, r#"{"event":"resumed","us":4}"#);
+        let detail = "no".to_owned();
+        check(
+            Event::CommandFailed { detail },
+            r#"{"event":"command_failed","detail":"no"}"#,
+        );
+        check(Event::Status(Box::new(status())), STATUS);
         check(
             Event::Stopped(Stopped {
                 reason: StopReason::TripleFault,

@@ -2,7 +2,8 @@
 //!
 //! The library builds and runs a machine from a [`config::VmConfig`] whose descriptors were opened by somebody else; the
 //! binary `rvm-vmm` is a thin shell around it. It knows nothing of containers: a kernel, an initial ramdisk, disks, a
-//! vsock and a console are all it is told about, and [`event::Event`]s are all it tells.
+//! vsock and a console are all it is told about, and [`event::Event`]s are all it tells. While it runs, it is asked for
+//! things by [`command::Command`]s.
 
 #![deny(unsafe_code)]
 
@@ -10,6 +11,7 @@ pub mod arch;
 pub mod attach;
 pub mod builder;
 pub mod bus;
+pub mod command;
 pub mod config;
 pub mod confine;
 pub mod devices;
@@ -17,10 +19,14 @@ pub mod event;
 pub mod event_loop;
 pub mod machine;
 pub mod memory;
+mod operation;
+pub mod parking;
 pub mod probe;
 pub mod reporter;
 pub mod resources;
 pub mod seccomp;
+mod statistics;
+pub mod status;
 pub mod stop;
 #[expect(unsafe_code, reason = "all unsafe code of the crate, behind safe signatures")]
 pub mod sys;

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, mpsc};
 
+use crate::attach::AttachedDevice;
 use crate::devices::console::Console;
 use crate::event::{Event, StopReason, Stopped};
 use crate::event_loop::{EventLoop, EventLoopError, Subscriber};
+use crate::operation::Operation;
 use crate::reporter::Reporter;
 use crate::seccomp::{Filters, Kind};
+use crate::statistics::Statistics;
 use crate::stop::Cause;
 use crate::sys::{GuestVcpu, RunningVcpu};
 use crate::vcpu::{self, ExitCounters, Gate, Surroundings};
@@ -27,6 +30,8 @@ pub struct Machine {
     pub(crate) surroundings: Surroundings,
     /// Devices for the event loop.
     pub(crate) subscribers: Vec<Subscriber>,
+    /// All devices on the memory-mapped bus.
+    pub(crate) devices: Vec<AttachedDevice>,
     pub(crate) console: Console,
     pub(crate) reporter: Arc<Reporter>,
     /// For the threads that run the machine.
@@ -45,6 +50,8 @@ impl Machine {
         if let Err(cause) = self.run_threads(vcpus, &mut running, termination) {
             self.surroundings.stop.stop(cause.reason, cause.detail);
         }
+        // A machine may end while it is paused.
+        self.surroundings.parking.release();
         for vcpu in running {
             vcpu.join();
         }
@@ -70,6 +77,7 @@ impl Machine {
         for subscriber in &self.subscribers {
             event_loop.add(subscriber.clone());
         }
+        let statistics = Statistics::open(self.vm.guest(), &vcpus);
         let mut gates = Vec::new();
         let (confined, all_confined) = mpsc::channel();
         for (index, vcpu) in (0..).zip(vcpus) {
@@ -99,7 +107,9 @@ impl Machine {
             // A thread that is gone has told the reason to the event loop.
             let _ = gate.send(());
         }
-        event_loop.run().map_err(device_failure)
+        event_loop
+            .run(&mut Operation::new(self, running, statistics))
+            .map_err(device_failure)
     }
 
     fn stopped(&self) -> Stopped {

@@ -68,6 +68,12 @@ pub fn layout(bytes: u64) -> Vec<(u64, u64)> {
     vec![(0, HOLE_START), (HOLE_END, bytes - HOLE_START)]
 }
 
+/// Each contiguous part: its address in the guest, its address in this process, and its length.
+pub fn regions(memory: &GuestMemory) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+    let part = |region: &GuestRegion| (region.start_addr().0, region.as_ptr() as u64, region.len());
+    memory.iter().map(part)
+}
+
 /// Maps `mib` MiB of guest memory.
 ///
 /// # Errors

@@ -111,6 +111,7 @@ const EVENT_LOOP: &[Call] = &[
     any(libc::SYS_epoll_pwait),
     any(libc::SYS_epoll_ctl), // vsock connections that come, go, and wait for room
     any(libc::SYS_read),      // event descriptors, timers, the head of a connection
+    any(libc::SYS_pread64),   // KVM's statistics
     any(libc::SYS_timerfd_settime), // time limits of vsock connections
     any(libc::SYS_accept4),   // vsock connections
     any(libc::SYS_recvfrom),
@@ -120,17 +121,19 @@ const EVENT_LOOP: &[Call] = &[
     any(libc::SYS_shutdown),
 ];
 
-/// `KVM_RUN` and `KVM_GET_REGS` (include/uapi/linux/kvm.h).
+/// `KVM_RUN`, `KVM_KVMCLOCK_CTRL` and `KVM_GET_REGS` (include/uapi/linux/kvm.h).
 const KVM_RUN: u64 = 0xae80;
+const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 
 const VCPU: &[Call] = &[
     ioctl(&[Argument::Is(1, KVM_RUN)]),
-    ioctl(&[Argument::Is(1, KVM_GET_REGS)]), // where a guest was that has failed
-    any(libc::SYS_epoll_ctl),                // a device that the driver starts or stops
-    any(libc::SYS_timerfd_settime),          // a device that the driver stops
-    any(libc::SYS_shutdown),                 // the same
-    any(libc::SYS_sendto),                   // the doorbell's events
+    ioctl(&[Argument::Is(1, KVM_KVMCLOCK_CTRL)]), // a guest that was paused
+    ioctl(&[Argument::Is(1, KVM_GET_REGS)]),      // where a guest was that has failed
+    any(libc::SYS_epoll_ctl),                     // a device that the driver starts or stops
+    any(libc::SYS_timerfd_settime),               // a device that the driver stops
+    any(libc::SYS_shutdown),                      // the same
+    any(libc::SYS_sendto),                        // the doorbell's events
 ];
 
 const DISK: &[Call] = &[

@@ -209,6 +209,11 @@ impl GuestVm {
         &self.memory
     }
 
+    /// Opens KVM's statistics of the machine.
+    pub(crate) fn open_statistics(&self) -> io::Result<File> {
+        open_statistics(&self.fd)
+    }
+
     /// Makes the vCPU with this index.
     pub(crate) fn create_vcpu(&self, index: u8) -> Result<GuestVcpu, kvm_ioctls::Error> {
         let fd = self.fd.create_vcpu(u64::from(index))?;
@@ -232,6 +237,19 @@ impl GuestVcpu {
         &self.fd
     }
 
+    /// Opens KVM's statistics of the vCPU. Waits while it runs.
+    pub(crate) fn open_statistics(&self) -> io::Result<File> {
+        open_statistics(&self.fd)
+    }
+
+    /// Makes the next [`GuestVcpu::run`] enter the guest again after [`RunningVcpu::kick`].
+    pub(crate) fn clear_immediate_exit(&mut self) {
+        let byte = &raw mut self.fd.get_kvm_run().immediate_exit;
+        // SAFETY: the byte lies in the kvm_run mapping, which `self` keeps, and needs no alignment. Everybody but KVM
+        // accesses it as an AtomicU8.
+        unsafe { AtomicU8::from_ptr(byte) }.store(0, Ordering::SeqCst);
+    }
+
     /// Lets the guest run until something has to be done for it.
     pub(crate) fn run(&mut self) -> Result<VcpuExit<'_>, kvm_ioctls::Error> {
         self.fd.run()
@@ -250,6 +268,19 @@ impl GuestVcpu {
             .min(internal.data.len());
         Some((internal.suberror, internal.data[..words].to_vec()))
     }
+}
+
+/// `KVM_GET_STATS_FD` (include/uapi/linux/kvm.h).
+const KVM_GET_STATS_FD: libc::Ioctl = 0xaece;
+
+fn open_statistics(fd: &impl AsRawFd) -> io::Result<File> {
+    // SAFETY: the request takes no argument.
+    let statistics = unsafe { libc::ioctl(fd.as_raw_fd(), KVM_GET_STATS_FD, 0) };
+    if statistics < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { File::from_raw_fd(statistics) })
 }
 
 /// A vCPU on a thread of its own.

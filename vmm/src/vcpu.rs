@@ -1,6 +1,5 @@
 //! One virtual CPU: its thread, and what happens at each of its exits.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +9,9 @@ use kvm_ioctls::VcpuExit;
 
 use crate::bus::Bus;
 use crate::event::StopReason;
+use crate::parking::{Parking, Place};
 use crate::seccomp::{self, Filters, Kind};
+use crate::status::Counters;
 use crate::stop::StopSignal;
 use crate::sys::{GuestVcpu, RunningVcpu};
 
@@ -23,6 +24,8 @@ pub struct Surroundings {
     pub mmio: Arc<Bus>,
     /// Ends the machine.
     pub stop: Arc<StopSignal>,
+    /// Where all vCPUs wait while the machine is paused.
+    pub parking: Arc<Parking>,
     /// Counts the exits of each vCPU.
     pub exits: Arc<[ExitCounters]>,
 }
@@ -62,18 +65,20 @@ impl ExitCounters {
         }
     }
 
-    /// The sums over all vCPUs by name, without those that are zero.
+    /// The counts by name, without those that are zero.
     #[must_use]
-    pub fn totals(vcpus: &[Self]) -> BTreeMap<String, u64> {
-        let mut totals = BTreeMap::new();
-        for (name, counter) in vcpus
-            .iter()
-            .flat_map(|counters| ExitKind::NAMES.iter().zip(&counters.0))
-        {
-            let count = counter.load(Ordering::Relaxed);
-            if count > 0 {
-                *totals.entry((*name).to_owned()).or_default() += count;
-            }
+    pub fn by_name(&self) -> Counters {
+        let counts = self.0.iter().map(|counter| counter.load(Ordering::Relaxed));
+        let named = ExitKind::NAMES.into_iter().map(str::to_owned).zip(counts);
+        named.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The sums over all vCPUs.
+    #[must_use]
+    pub fn totals(vcpus: &[Self]) -> Counters {
+        let mut totals = Counters::new();
+        for (name, count) in vcpus.iter().flat_map(Self::by_name) {
+            *totals.entry(name).or_default() += count;
         }
         totals
     }
@@ -97,30 +102,51 @@ pub(crate) fn start(
     gate: Gate,
 ) -> io::Result<RunningVcpu> {
     RunningVcpu::start(format!("vcpu{index}"), vcpu, move |vcpu| {
+        let parking = surroundings.parking.clone();
+        let place = parking.place();
         let told = gate.confined.send(filters.install(Kind::Vcpu));
         // After a failure nobody opens the gate.
         if told.is_ok() && gate.open.recv().is_ok() {
-            run(index, vcpu, &surroundings);
+            run(index, vcpu, &surroundings, &place);
         }
     })
 }
 
-fn run(index: u8, vcpu: &mut GuestVcpu, surroundings: &Surroundings) {
+fn run(index: u8, vcpu: &mut GuestVcpu, surroundings: &Surroundings, place: &Place<'_>) {
     let Some(exits) = surroundings.exits.get(usize::from(index)) else {
         return;
     };
     while !surroundings.stop.is_set() {
-        if let Err((reason, detail)) = run_once(vcpu, surroundings, exits) {
-            surroundings.stop.stop(reason, detail);
+        match run_once(vcpu, surroundings, exits) {
+            Ok(Turn::Handled) => {}
+            Ok(Turn::Interrupted) => {
+                // Before anybody's wish is looked at: who wishes says so first and interrupts then, so that a wish which
+                // is overlooked here interrupts the next turn.
+                vcpu.clear_immediate_exit();
+                if place.park_if_asked() {
+                    // Keeps the guest's watchdogs from taking the pause for a processor that is stuck. A guest without
+                    // kvm-clock, which KVM refuses, has nothing to be told by.
+                    let _ = vcpu.fd().kvmclock_ctrl();
+                }
+            }
+            Err((reason, detail)) => surroundings.stop.stop(reason, detail),
         }
     }
+}
+
+/// Why a vCPU is out of its guest.
+enum Turn {
+    /// It wanted something, and has it.
+    Handled,
+    /// Somebody interrupted it; KVM has completed what it wanted before.
+    Interrupted,
 }
 
 fn run_once(
     vcpu: &mut GuestVcpu,
     surroundings: &Surroundings,
     exits: &ExitCounters,
-) -> Result<(), (StopReason, String)> {
+) -> Result<Turn, (StopReason, String)> {
     let count = |kind| exits.count(kind);
     match vcpu.run() {
         Ok(VcpuExit::IoOut(port, data)) => {
@@ -139,9 +165,15 @@ fn run_once(
             count(ExitKind::MmioWrite);
             surroundings.mmio.write(address, data);
         }
-        Ok(VcpuExit::Intr) => count(ExitKind::Interrupted),
+        Ok(VcpuExit::Intr) => {
+            count(ExitKind::Interrupted);
+            return Ok(Turn::Interrupted);
+        }
         // EAGAIN: a processor that waits for its start-up interrupt was woken for another reason.
-        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => count(ExitKind::Interrupted),
+        Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+            count(ExitKind::Interrupted);
+            return Ok(Turn::Interrupted);
+        }
         Err(error) => return Err((StopReason::KvmFailure, format!("KVM_RUN failed: {error}"))),
         Ok(VcpuExit::Shutdown) => {
             count(ExitKind::Other);
@@ -167,7 +199,7 @@ fn run_once(
             return Err((StopReason::InternalError, detail));
         }
     }
-    Ok(())
+    Ok(Turn::Handled)
 }
 
 /// `KVM_EXIT_INTERNAL_ERROR`: suberrors are listed in include/uapi/linux/kvm.h.
@@ -197,6 +229,8 @@ fn place(vcpu: &GuestVcpu) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]

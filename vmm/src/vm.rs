@@ -104,6 +104,11 @@ impl Vm {
         Ok(Self { guest, cpuid })
     }
 
+    /// The machine as KVM has it.
+    pub(crate) fn guest(&self) -> &GuestVm {
+        &self.guest
+    }
+
     /// All guest memory.
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {

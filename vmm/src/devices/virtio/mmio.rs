@@ -4,6 +4,8 @@
 //! A driver that does things out of order is ignored, as the specification leaves it to the device; one that hands over
 //! queues that make no sense finds the device in need of a reset.
 
+mod status;
+
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -408,6 +410,9 @@ mod tests {
     impl VirtioDevice for Device {
         fn number(&self) -> u32 {
             42
+        }
+        fn backend(&self) -> String {
+            "a test".into()
         }
         fn features(&self) -> u64 {
             FEATURE

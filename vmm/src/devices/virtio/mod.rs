@@ -32,6 +32,9 @@ pub trait VirtioDevice: Send {
     /// Device number (section 5).
     fn number(&self) -> u32;
 
+    /// What is behind it on the host, for a person.
+    fn backend(&self) -> String;
+
     /// Features of the device's own; the transport adds those that concern it.
     fn features(&self) -> u64;
 

@@ -79,6 +79,10 @@ impl VirtioDevice for Balloon {
         VIRTIO_ID_BALLOON
     }
 
+    fn backend(&self) -> String {
+        "the memory of the machine".to_owned()
+    }
+
     fn features(&self) -> u64 {
         FEATURES
     }

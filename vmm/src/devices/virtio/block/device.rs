@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use super::disk::Disk;
 use super::queue::{self, MAX_RANGE_SECTORS, MAX_RANGES, MAX_SEGMENT_BYTES, MAX_SEGMENTS, QUEUE_SIZE};
+use crate::config::SECTOR_BYTES;
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::ring::{Ring, RingState};
 use crate::devices::virtio::state::{DeviceState, RestoreError};
@@ -96,6 +97,19 @@ impl Block {
 impl VirtioDevice for Block {
     fn number(&self) -> u32 {
         VIRTIO_ID_BLOCK
+    }
+
+    fn backend(&self) -> String {
+        let access = if self.disk.is_read_only() {
+            "read-only"
+        } else {
+            "writable"
+        };
+        format!(
+            "{access}, {} bytes in {} files",
+            self.disk.sectors() * SECTOR_BYTES,
+            self.disk.parts()
+        )
     }
 
     fn features(&self) -> u64 {

@@ -100,6 +100,12 @@ impl Disk {
         })
     }
 
+    /// Number of files.
+    #[must_use]
+    pub(super) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
     /// Number of sectors.
     pub(super) fn sectors(&self) -> u64 {
         self.bytes / SECTOR_BYTES

@@ -101,6 +101,10 @@ impl VirtioDevice for Rng {
         VIRTIO_ID_RNG
     }
 
+    fn backend(&self) -> String {
+        "the random numbers of the host's kernel".to_owned()
+    }
+
     fn features(&self) -> u64 {
         0
     }

@@ -127,6 +127,13 @@ impl VirtioDevice for Vsock {
         VIRTIO_ID_VSOCK
     }
 
+    fn backend(&self) -> String {
+        format!(
+            "a Unix socket; the guest's context identifier is {}",
+            self.guest_cid
+        )
+    }
+
     fn features(&self) -> u64 {
         0
     }
