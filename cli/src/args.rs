@@ -1,10 +1,13 @@
 //! What can be typed. Nothing but types, their help and their defaults.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use rvm_engine::record;
 use rvm_engine::spec::Cpus;
+
+use crate::output::Template;
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -12,6 +15,12 @@ Examples:
   rvm run --rm --isolation container debian uname -r    on this machine's kernel
   echo hello | rvm run --rm -i debian cat               with standard input
   rvm run --rm -m 256m --cpus 0.5 debian stress         with limits";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  rvm inspect web
+  rvm inspect --format '{{.State.Pid}} {{.Machine.Vcpus}}' web
+  rvm inspect --format '{{json .Machine.Exits}}' web       why the guest left its processors";
 
 /// Every container image in its own microVM, or as a container, under one command.
 #[derive(Debug, Parser)]
@@ -69,6 +78,9 @@ pub(crate) enum Command {
     /// Show what a container has written
     #[command(after_help = "Examples:\n  rvm logs web\n  rvm logs --boot web    the guest kernel's console")]
     Logs(Logs),
+    /// Show everything about containers
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(Inspect),
     /// Load images from an archive or an OCI layout directory
     #[command(
         after_help = "Examples:\n  rvm load -i debian.tar\n  skopeo copy docker://debian docker-archive:/dev/stdout | rvm load"
@@ -203,6 +215,37 @@ pub(crate) struct Logs {
     pub(crate) boot: bool,
     /// Name or ID
     pub(crate) container: String,
+}
+
+/// Format of what is shown of each container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum InspectFormat {
+    /// One JSON object per line.
+    Json,
+    /// Text with fields in it.
+    Template(Template),
+}
+
+impl FromStr for InspectFormat {
+    type Err = <Template as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "json" => Ok(Self::Json),
+            template => Ok(Self::Template(template.parse()?)),
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Inspect {
+    /// `json` for one object per line, or text with fields such as {{.State.Pid}} and {{json .Config}} in it
+    /// [default: one list]
+    #[arg(short, long)]
+    pub(crate) format: Option<InspectFormat>,
+    /// Names or IDs
+    #[arg(required = true, value_name = "CONTAINER")]
+    pub(crate) containers: Vec<String>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rvm_protocol::{FrameError, Stream, read_frame, write_frame};
+use rvm_vmm::status::Status;
 use serde::{Deserialize, Serialize};
 
 use crate::socket;
@@ -46,6 +47,8 @@ pub enum Request {
     },
     /// Kill the workload and stop waiting for attached commands that do not read their output.
     Kill,
+    /// Tell what the running container is and does. Answered by [`Event::Inspected`], to the command that asked.
+    Inspect,
 }
 
 /// Supervisor to command.
@@ -59,6 +62,13 @@ pub enum Event {
     },
     /// The workload runs.
     Started,
+    /// An answer: what only the supervisor can find out.
+    Inspected {
+        /// What the virtual machine says of itself; `None` in container mode, and before the workload runs.
+        machine: Option<Box<Status>>,
+        /// Why there is nothing although there should be.
+        error: Option<String>,
+    },
     /// The container has ended and its end is on record. The last event.
     Ended {
         /// Exit code for `rvm run`.
@@ -82,9 +92,21 @@ pub enum Error {
     /// The connection broke.
     #[error("lost the connection to the container's supervisor")]
     Frame(#[from] FrameError),
+    /// The supervisor closed the connection over what it was asked: it is of an older rvm, or has just ended.
+    #[error("the container's supervisor cannot say it: it is of an older rvm, or has ended")]
+    NotUnderstood,
     /// The supervisor answered with something else.
     #[error("the container's supervisor does not understand this rvm")]
     Unexpected,
+}
+
+/// What a supervisor has found out.
+#[derive(Debug)]
+pub struct Inspected {
+    /// As in [`Event::Inspected`].
+    pub machine: Option<Box<Status>>,
+    /// As in [`Event::Inspected`].
+    pub error: Option<String>,
 }
 
 /// A command's connection to a supervisor.
@@ -105,6 +127,24 @@ impl Connection {
         match read_frame(&stream)? {
             Event::Welcome { .. } => Ok(Self { stream }),
             _ => Err(Error::Unexpected),
+        }
+    }
+
+    /// Asks what the running container is and does.
+    ///
+    /// # Errors
+    /// [`Error::NotUnderstood`], [`Error::Frame`]; what the supervisor says is its failure is in the answer.
+    pub fn inspect(&self) -> Result<Inspected, Error> {
+        self.send(&Request::Inspect)?;
+        loop {
+            match self.next() {
+                Ok(Event::Inspected { machine, error }) => return Ok(Inspected { machine, error }),
+                Ok(Event::Ended { .. }) | Err(Error::Frame(FrameError::Closed)) => {
+                    return Err(Error::NotUnderstood);
+                }
+                Ok(_) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
 
@@ -152,6 +192,13 @@ mod tests {
         check(&Event::Welcome { version: 1 }, r#"{"welcome":{"version":1}}"#);
         check(&Event::Started, r#""started""#);
         check(
+            &Event::Inspected {
+                machine: None,
+                error: None,
+            },
+            r#"{"inspected":{"machine":null,"error":null}}"#,
+        );
+        check(
             &Event::Ended {
                 code: 7,
                 out_of_memory: false,
@@ -165,6 +212,7 @@ mod tests {
             r#"{"signal":{"signal":15}}"#
         );
         assert_eq!(serde_json::to_string(&Request::Kill).unwrap(), r#""kill""#);
+        assert_eq!(serde_json::to_string(&Request::Inspect).unwrap(), r#""inspect""#);
         assert_eq!(
             serde_json::to_string(&Request::CloseOutput {
                 stream: Stream::Stdout

@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use rvm_images::{Digest, Image, Removed, Store as ImageStore};
 
 use crate::control::{self, Connection, Event};
+use crate::inspect::{self, Inspection};
 use crate::record::{ImageReference, Isolation, Layer, Machine, Record, State, VERSION, now_ms};
 use crate::store::{self, Owned, Store};
 use crate::supervisor::{ClientStreams, Handoff};
@@ -461,6 +462,17 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Everything about a container.
+    ///
+    /// # Errors
+    /// [`Error::Store`]. What a running container's supervisor does not say is named in the answer.
+    pub fn inspect(&self, wanted: &str) -> Result<Inspection, Error> {
+        let record = self.store.find(wanted)?;
+        let spec = self.store.read_spec(&record.id)?;
+        let run_directory = self.store.run_directory(&record.id);
+        Ok(inspect::inspect(&record, &spec, &run_directory))
     }
 
     /// The directory of a container, for reading its log.

@@ -11,6 +11,7 @@ pub mod control;
 pub mod disk;
 pub mod doctor;
 mod engine;
+pub mod inspect;
 mod json;
 pub mod kvm;
 mod layout;

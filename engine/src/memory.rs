@@ -29,6 +29,13 @@ pub fn machine_mib(limit: u64) -> Option<u32> {
     u32::try_from(bytes.div_ceil(MIB)).ok()
 }
 
+/// What of a machine's memory is for the workload, in MiB: the inverse of [`machine_mib`].
+#[must_use]
+pub fn workload_mib(machine_mib: u32) -> u32 {
+    let bytes = (u64::from(machine_mib) * MIB).saturating_sub(GUEST_BASE);
+    u32::try_from(bytes / (GUEST_SHARE + 1) * GUEST_SHARE / MIB).unwrap_or(machine_mib)
+}
+
 /// The host's memory in MiB, from `/proc/meminfo`; `None` where that cannot be read.
 #[must_use]
 pub fn host_mib() -> Option<u64> {
@@ -51,6 +58,11 @@ mod tests {
         assert_eq!(machine_mib(DEFAULT_LIMIT), Some(1120));
         assert_eq!(machine_mib(64 * MIB), Some(130));
         assert_eq!(machine_mib(u64::MAX), None);
+        for mib in [6, 64, 100, 1024, 4097] {
+            let machine = machine_mib(u64::from(mib) * MIB).unwrap();
+            assert!(workload_mib(machine).abs_diff(mib) <= 1, "{mib} MiB in {machine}");
+        }
+        assert_eq!(workload_mib(1), 0);
     }
 
     #[test]

@@ -106,6 +106,18 @@ pub enum State {
     Exited(Exited),
 }
 
+impl State {
+    /// When the workload started, in milliseconds since the epoch; `None` if it has not.
+    #[must_use]
+    pub fn started_ms(&self) -> Option<u64> {
+        match self {
+            Self::Created => None,
+            Self::Running { started_ms, .. } => Some(*started_ms),
+            Self::Exited(exited) => exited.started_ms,
+        }
+    }
+}
+
 /// How a container ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -118,17 +130,21 @@ pub struct Exited {
     pub error: Option<String>,
     /// When, in milliseconds since the epoch.
     pub finished_ms: u64,
+    /// When the workload had started, in milliseconds since the epoch; `None` if it never ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_ms: Option<u64>,
 }
 
 impl Exited {
-    /// The end of a container whose supervisor was killed, and the workload with it.
+    /// The end of a container whose supervisor was killed, and the workload with it; `state` is what that left.
     #[must_use]
-    pub fn killed() -> Self {
+    pub fn killed(state: &State) -> Self {
         Self {
             code: 137,
             out_of_memory: false,
             error: Some("the supervisor was killed".to_owned()),
             finished_ms: now_ms(),
+            started_ms: state.started_ms(),
         }
     }
 }
@@ -174,6 +190,7 @@ mod tests {
                 out_of_memory: false,
                 error: None,
                 finished_ms: 2,
+                started_ms: None,
             }),
         };
         let json = concat!(

@@ -251,6 +251,14 @@ impl Store {
         Ok(records)
     }
 
+    /// Reads the specification of a container that others may own: it is written once.
+    ///
+    /// # Errors
+    /// [`Error::Json`].
+    pub fn read_spec(&self, id: &str) -> Result<Spec, Error> {
+        Ok(json::read(&self.directory(id).join("config.json"))?)
+    }
+
     /// Finds a container by name, ID or unique beginning of an ID.
     ///
     /// # Errors
@@ -329,11 +337,11 @@ impl Store {
         if self.run_directory(&record.id).exists() || cgroup::exists(&record.id) {
             self.clean_up(&record.id)?;
             if !matches!(record.state, State::Exited(_)) {
-                record.state = State::Exited(Exited::killed());
+                record.state = State::Exited(Exited::killed(&record.state));
             }
         } else if let State::Running { .. } = record.state {
             // The machine was restarted.
-            record.state = State::Exited(Exited::killed());
+            record.state = State::Exited(Exited::killed(&record.state));
         }
         if record.auto_remove {
             self.remove(owned, &record)?;

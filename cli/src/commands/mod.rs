@@ -3,6 +3,7 @@
 mod completion;
 mod doctor;
 mod images;
+mod inspect;
 mod load;
 mod logs;
 mod ps;
@@ -45,6 +46,7 @@ fn dispatch(places: Places, command: Command) -> Result<u8> {
         Command::Ps(arguments) => ps::run(&engine(places)?, &arguments),
         Command::Rm(arguments) => rm::run(&engine(places)?, &arguments),
         Command::Logs(arguments) => logs::run(&engine(places)?, &arguments),
+        Command::Inspect(arguments) => inspect::run(&engine(places)?, &arguments),
         Command::Load(arguments) => load::run(&engine(places)?, arguments),
         Command::Images(arguments) => images::run(&engine(places)?, &arguments),
         Command::Rmi(arguments) => rmi::run(&engine(places)?, &arguments),

@@ -1,6 +1,7 @@
 //! What people and programs see: errors, tables, sizes, times, progress.
 
 mod progress;
+mod template;
 mod time;
 mod waterfall;
 
@@ -11,6 +12,7 @@ use comfy_table::{ContentArrangement, presets};
 use serde::Serialize;
 
 pub(crate) use progress::LoadProgress;
+pub(crate) use template::Template;
 pub(crate) use time::{ago, ago_rfc3339, since};
 pub(crate) use waterfall::waterfall;
 

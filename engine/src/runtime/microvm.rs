@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex};
 use oci_spec::runtime::LinuxCpu;
 use rvm_protocol::{BootConfig, DOORBELL_PORT, FailureKind, LayerExtent, Request, Stream};
 use rvm_vmm::config::{CONFIG_VERSION, DiskConfig, DiskPart, VmConfig, VsockConfig};
+use rvm_vmm::status::Status;
 
 use super::guest::{self, Address, Control};
-use super::machine::{self, Machine};
+use super::machine::{self, Commands, Machine};
 use super::{Context, Exit, Input, Streams, initramfs};
 use crate::layout::{self, Asset};
 use crate::record::Layer;
@@ -121,12 +122,17 @@ impl Alarm {
 pub(crate) struct Remote {
     writer: Arc<Mutex<UnixStream>>,
     leash: Arc<UnixStream>,
+    commands: Arc<Commands>,
 }
 
 impl Remote {
     pub(super) fn signal(&self, signal: i32) {
         // A failure means that the guest has ended, and the workload with it.
         let _ = guest::send(&self.writer, &Request::Signal { signal });
+    }
+
+    pub(super) fn status(&self) -> Result<Status, machine::Error> {
+        self.commands.status()
     }
 
     pub(super) fn kill(&self) {
@@ -143,9 +149,11 @@ impl MicroVm {
                 return Error::Interrupted;
             }
             // A lost connection is the symptom; how the machine ended is the cause.
-            match (&error, machine.as_mut().and_then(Machine::report)) {
-                (Error::Guest(guest::Error::Failed(_)), _) | (_, None) => error,
-                (_, Some(stopped)) => machine::Error::Stopped(Box::new(stopped)).into(),
+            match (&error, machine.as_mut().map(Machine::report)) {
+                (Error::Guest(guest::Error::Failed(_)) | Error::Machine(_), _)
+                | (_, None | Some(Err(machine::Error::Hung))) => error,
+                (_, Some(Err(cause))) => Error::Machine(cause),
+                (_, Some(Ok(stopped))) => machine::Error::Stopped(Box::new(stopped)).into(),
             }
         })
     }
@@ -194,6 +202,7 @@ impl MicroVm {
         Ok(Remote {
             writer: self.control.writer(),
             leash: Arc::new(self.machine.leash()?),
+            commands: self.machine.commands(),
         })
     }
 
@@ -213,8 +222,8 @@ impl MicroVm {
             return Error::Guest(error);
         }
         match self.machine.report() {
-            Some(stopped) => machine::Error::Stopped(Box::new(stopped)).into(),
-            None => machine::Error::Killed.into(),
+            Ok(stopped) => machine::Error::Stopped(Box::new(stopped)).into(),
+            Err(cause) => cause.into(),
         }
     }
 
@@ -222,7 +231,7 @@ impl MicroVm {
     pub(crate) fn end(mut self) -> Result<(), Error> {
         // The guest may be gone already; a report follows either way, and dropping the machine ends it for certain.
         let _ = guest::send(&self.control.writer(), &Request::PowerOff);
-        self.machine.report();
+        drop(self.machine.report());
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use oci_spec::runtime::Spec;
+use rvm_vmm::status::Status;
 
 use crate::cgroup::ContainerCgroup;
 use crate::record::{Isolation, Record};
@@ -77,9 +78,9 @@ pub(crate) struct Exit {
     pub(crate) out_of_memory: bool,
 }
 
-/// Sends signals to a running workload from any thread.
+/// Reaches a running workload from any thread.
 #[derive(Clone)]
-pub(crate) enum Signaller {
+pub(crate) enum Access {
     /// By way of the guest's agent.
     MicroVm(microvm::Remote),
     /// By descriptor.
@@ -144,11 +145,11 @@ impl Runtime {
         }
     }
 
-    /// A handle for sending signals.
-    pub(crate) fn signaller(&self) -> Result<Signaller, Error> {
+    /// A handle on the running workload.
+    pub(crate) fn access(&self) -> Result<Access, Error> {
         match self {
-            Self::MicroVm(runtime) => Ok(Signaller::MicroVm(runtime.remote()?)),
-            Self::Container(runtime) => Ok(Signaller::Container(std::sync::Arc::new(runtime.pidfd()?))),
+            Self::MicroVm(runtime) => Ok(Access::MicroVm(runtime.remote()?)),
+            Self::Container(runtime) => Ok(Access::Container(std::sync::Arc::new(runtime.pidfd()?))),
         }
     }
 
@@ -192,7 +193,7 @@ impl Write for Input {
     }
 }
 
-impl Signaller {
+impl Access {
     /// Sends a signal to the workload's PID 1. A workload that has ended already is not an error.
     pub(crate) fn signal(&self, signal: i32) {
         match self {
@@ -203,6 +204,14 @@ impl Signaller {
                     let _ = rustix::process::pidfd_send_signal(pidfd, signal);
                 }
             }
+        }
+    }
+
+    /// What the virtual machine says of itself; `None` in container mode.
+    pub(crate) fn status(&self) -> Result<Option<Status>, Error> {
+        match self {
+            Self::MicroVm(remote) => Ok(Some(remote.status().map_err(microvm::Error::from)?)),
+            Self::Container(_) => Ok(None),
         }
     }
 

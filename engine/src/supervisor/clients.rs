@@ -14,7 +14,7 @@ use rvm_protocol::{Stream, read_frame, write_frame};
 
 use super::ClientStreams;
 use crate::control::{Event, Hello, Request, SOCKET, VERSION};
-use crate::runtime::{Alarm, Signaller};
+use crate::runtime::{Access, Alarm};
 use crate::socket;
 
 /// A command greets within this; a stuck one must not hold a thread for ever.
@@ -66,7 +66,7 @@ enum Phase {
     /// It waits for the workload, unless it would end it: then it ends the start.
     Starting(Vec<i32>),
     /// It goes to the workload.
-    Running(Signaller),
+    Running(Access),
 }
 
 impl Clients {
@@ -131,15 +131,15 @@ impl Clients {
     }
 
     /// The workload runs: signals that waited are sent, and everybody is told.
-    pub(super) fn started(&self, signaller: Signaller) {
+    pub(super) fn started(&self, access: Access) {
         let Some(mut shared) = self.lock() else { return };
         if shared.ended_by.is_some() {
             // It came too late for the start to be given up.
-            signaller.kill();
+            access.kill();
         } else if let Phase::Starting(waiting) = &shared.phase {
-            waiting.iter().for_each(|signal| signaller.signal(*signal));
+            waiting.iter().for_each(|signal| access.signal(*signal));
         }
-        shared.phase = Phase::Running(signaller);
+        shared.phase = Phase::Running(access);
         drop(shared);
         self.broadcast(&Event::Started);
     }
@@ -166,7 +166,7 @@ impl Clients {
         let clients = Arc::clone(self);
         thread::spawn(move || {
             while let Ok(request) = read_frame(&stream) {
-                clients.handle(&request);
+                clients.handle(&request, &stream);
             }
             if let Some(mut shared) = clients.lock() {
                 shared.connections.remove(&number);
@@ -175,7 +175,7 @@ impl Clients {
         Ok(())
     }
 
-    fn handle(&self, request: &Request) {
+    fn handle(&self, request: &Request, connection: &UnixStream) {
         match request {
             Request::Signal { signal } => self.signal(*signal),
             Request::CloseOutput { stream } => {
@@ -185,17 +185,35 @@ impl Clients {
                 }
             }
             Request::Kill => self.kill(),
+            Request::Inspect => self.inspect(connection),
+        }
+    }
+
+    fn inspect(&self, connection: &UnixStream) {
+        let access = self.lock().and_then(|shared| match &shared.phase {
+            Phase::Running(access) => Some(access.clone()),
+            Phase::Starting(_) => None,
+        });
+        // Without the lock: a machine that does not answer must not hold up other commands.
+        let (machine, error) = match access.map(|access| access.status()) {
+            Some(Ok(machine)) => (machine.map(Box::new), None),
+            Some(Err(error)) => (None, Some(super::chain(&error))),
+            None => (None, Some("the container is being started".to_owned())),
+        };
+        // With it, for others write to the same connection. A command that is gone needs no answer.
+        if let Some(_shared) = self.lock() {
+            let _ = write_frame(connection, &Event::Inspected { machine, error });
         }
     }
 
     fn signal(&self, signal: i32) {
         let Some(mut shared) = self.lock() else { return };
         match (&mut shared.phase, fatal(signal)) {
-            (Phase::Running(signaller), _) => {
-                let signaller = signaller.clone();
+            (Phase::Running(access), _) => {
+                let access = access.clone();
                 // A guest that does not read must not hold up other commands.
                 drop(shared);
-                signaller.signal(signal);
+                access.signal(signal);
             }
             (Phase::Starting(_), Some(fatal)) => {
                 shared.ended_by = Some(fatal);
@@ -209,7 +227,7 @@ impl Clients {
         let Some(mut shared) = self.lock() else { return };
         shared.ended_by = fatal(rustix::process::Signal::KILL.as_raw());
         match &shared.phase {
-            Phase::Running(signaller) => signaller.kill(),
+            Phase::Running(access) => access.kill(),
             Phase::Starting(_) => self.alarm.raise(),
         }
         drop(shared);

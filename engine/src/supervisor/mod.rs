@@ -95,6 +95,7 @@ impl Supervisor {
                     out_of_memory: false,
                     error: ended_by.is_none().then(|| chain(&error)),
                     finished_ms: now_ms(),
+                    started_ms: self.record.state.started_ms(),
                 }
             }
         };
@@ -222,7 +223,7 @@ impl Supervisor {
         self.owned
             .write_record(&self.record)
             .map_err(|error| (125, error.into()))?;
-        self.clients.started(runtime.signaller().map_err(failed)?);
+        self.clients.started(runtime.access().map_err(failed)?);
         let exit = runtime.wait().map_err(failed)?;
         self.timeline.mark(Phase::Exited);
         let exited = Exited {
@@ -232,6 +233,7 @@ impl Supervisor {
                 .out_of_memory
                 .then(|| "out of memory: the workload reached its memory limit".to_owned()),
             finished_ms: now_ms(),
+            started_ms: self.record.state.started_ms(),
         };
         // Now, because output that an attached command does not read can hold up the rest for as long as it likes.
         self.record.state = State::Exited(exited.clone());

@@ -7,6 +7,7 @@
 mod bad_input;
 mod crash;
 mod images;
+mod inspect;
 mod leaks;
 mod lifecycle;
 mod limits;
