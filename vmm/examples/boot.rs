@@ -1,9 +1,11 @@
 //! Boots a kernel from paths and prints its console: a machine without anything of rvm around it.
 //!
 //! ```text
-//! boot [-c VCPUS] [-m MIB] [-a CMDLINE] [-d DISK[:ro]]... [-v SOCKET] KERNEL [INITRD]...
+//! boot [-s] [-c VCPUS] [-m MIB] [-a CMDLINE] [-d DISK[:ro]]... [-v SOCKET] KERNEL [INITRD]...
 //! ```
+//! `-s` refuses io_uring to itself, as some hosts do, so that disks are served synchronously.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -14,13 +16,14 @@ use rvm_vmm::event::Event;
 use rvm_vmm::reporter::{Reporter, Start};
 use rvm_vmm::resources::{Disk, Part, Resources, Vsock};
 use rvm_vmm::seccomp::Filters;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 fn main() -> Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let resources = parse()?;
     let reader = std::thread::spawn(move || print_events(theirs));
     let reporter = Arc::new(Reporter::new(ours.into(), Start::now()));
-    let machine = rvm_vmm::builder::build(resources, reporter.clone(), Filters::none())?;
+    let machine = rvm_vmm::builder::build(resources, reporter.clone(), Filters::new()?)?;
     let stopped = machine.run(None);
     reporter.send_reliably(&Event::Stopped(stopped));
     drop(reporter);
@@ -50,6 +53,7 @@ fn parse() -> Result<Resources> {
             "-m" => memory_mib = value()?.parse()?,
             "-a" => cmdline = value()?,
             "-d" => disks.push(open_disk(&value()?)?),
+            "-s" => refuse_io_uring()?,
             "-v" => {
                 vsock = Some(Vsock {
                     guest_cid: 3,
@@ -77,6 +81,16 @@ fn parse() -> Result<Resources> {
         vsock,
         doorbell_port: Some(0x600),
     })
+}
+
+fn refuse_io_uring() -> Result<()> {
+    let filter = SeccompFilter::new(
+        BTreeMap::from([(libc::SYS_io_uring_setup, Vec::new())]),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EPERM.unsigned_abs()),
+        TargetArch::x86_64,
+    )?;
+    Ok(seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?)
 }
 
 /// `PATH` is writable, `PATH:ro` is not; `PATH+PATH:ro` is one disk of two parts.

@@ -66,6 +66,7 @@ impl AttachedDevice {
 /// The devices of a machine that is being built.
 pub struct VirtioDevices<'a> {
     vm: &'a Vm,
+    vcpus: u8,
     command_line: &'a mut CommandLine,
     filters: &'a Filters,
     bus: Bus,
@@ -76,11 +77,13 @@ pub struct VirtioDevices<'a> {
 }
 
 impl<'a> VirtioDevices<'a> {
-    /// No devices yet. Each one that is added is announced on `command_line`, and starts its threads under `filters`.
+    /// No devices yet. Each one that is added has queues for `vcpus` processors if that pays, is announced on `command_line`,
+    /// and starts its threads under `filters`.
     #[must_use]
-    pub fn new(vm: &'a Vm, command_line: &'a mut CommandLine, filters: &'a Filters) -> Self {
+    pub fn new(vm: &'a Vm, vcpus: u8, command_line: &'a mut CommandLine, filters: &'a Filters) -> Self {
         Self {
             vm,
+            vcpus,
             command_line,
             filters,
             bus: Bus::default(),
@@ -99,7 +102,7 @@ impl<'a> VirtioDevices<'a> {
         let index = self.disks;
         self.disks += 1;
         let disk = Disk::new(disk).map_err(|source| DeviceError::Disk { index, source })?;
-        let block = Block::new(disk, self.filters).map_err(DeviceError::Descriptor)?;
+        let block = Block::new(disk, self.vcpus, self.filters).map_err(DeviceError::Descriptor)?;
         self.attach(Arc::new(Mutex::new(block)))
     }
 

@@ -88,7 +88,7 @@ pub fn build(
         let doorbell = Arc::new(Mutex::new(Doorbell::new(reporter.clone())));
         ports.add(u64::from(port)..u64::from(port) + 1, doorbell)?;
     }
-    let mut devices = VirtioDevices::new(&vm, &mut command_line, &filters);
+    let mut devices = VirtioDevices::new(&vm, resources.vcpus, &mut command_line, &filters);
     for disk in resources.disks {
         devices.add_disk(disk)?;
     }

@@ -1,7 +1,9 @@
-//! The calls that the compiler cannot check: the one module of this crate with unsafe code.
+//! The calls that the compiler cannot check: the one module of this crate with unsafe code, and its submodules.
 //!
 //! Everything here is a thin function with a safe signature. What cannot have one (taking over an inherited descriptor
 //! by number) is marked unsafe and says what the caller owes.
+
+pub(crate) mod uring;
 
 use std::collections::BTreeSet;
 use std::fs::File;

@@ -51,6 +51,52 @@ pub(crate) fn attack_with_rings(
     }
 }
 
+/// Puts well-formed requests with one fault, or none, into a queue of `driver` again and again: most get past all checks
+/// but one. `parts` makes the bytes that a request gives the device, and the lengths of what it takes.
+pub(crate) fn attack_with_requests(
+    driver: &Driver,
+    parts: impl Fn(&mut Random) -> (Vec<Vec<u8>>, Vec<u32>),
+    mut attack: impl FnMut(Ring, &mut Random),
+) {
+    let factor = std::env::var("RVM_TEST_ROUNDS").map_or(1, |text| text.parse().unwrap());
+    let mut random = Random::new(0x6a09_e667_f3bc_c909);
+    for _ in 0..RINGS * factor {
+        driver.forget();
+        let mut descriptors = 0;
+        loop {
+            let (readable, writable) = parts(&mut random);
+            descriptors += readable.len() + writable.len();
+            if descriptors > usize::from(QUEUE_SIZE) {
+                break;
+            }
+            let readable: Vec<&[u8]> = readable.iter().map(Vec::as_slice).collect();
+            driver.request(&readable, &writable);
+        }
+        one_fault(driver, &mut random);
+        let event_index = random.below(2) == 0;
+        let ring = Ring::new(driver.state(), QUEUE_SIZE, event_index, &driver.memory).unwrap();
+        attack(ring, &mut random);
+    }
+}
+
+/// Spoils one thing, or nothing, of what `driver` offers.
+fn one_fault(driver: &Driver, random: &mut Random) {
+    let index = u16::try_from(random.below(u64::from(QUEUE_SIZE))).unwrap();
+    let (mut address, mut length, mut flags, mut next) = driver.descriptor(index);
+    match random.below(8) {
+        0 => (address, ..) = descriptor(driver, &|_| Vec::new(), random),
+        1 => (_, length, ..) = descriptor(driver, &|_| Vec::new(), random),
+        2 => length = length.wrapping_add(random.one_of(&[1, 511, 512, u32::MAX])),
+        3 => flags ^= random.one_of(&[NEXT, WRITE, INDIRECT]),
+        4 => next = random.index(),
+        // Once more what is under way already.
+        5 => driver.offer(index),
+        6 => driver.set_available_index(u16::try_from(random.below(1 << 16)).unwrap()),
+        _ => {}
+    }
+    driver.write_descriptor(index, (address, length, flags, next));
+}
+
 /// Nonsense in the queue of `driver`, as the device sees it right after activation.
 pub(crate) fn hostile_ring(
     driver: &Driver,

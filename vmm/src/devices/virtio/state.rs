@@ -161,7 +161,7 @@ mod tests {
                 parts,
                 read_only: false,
             };
-            Block::new(Disk::new(disk).unwrap(), &Filters::none()).unwrap()
+            Block::new(Disk::new(disk).unwrap(), 1, &Filters::none()).unwrap()
         };
         check(
             || make(4096),

@@ -116,6 +116,19 @@ impl Driver {
         self.write_entry(self.base + DESCRIPTORS, index, descriptor);
     }
 
+    /// What stands at `index` of the descriptor table.
+    pub(crate) fn descriptor(&self, index: u16) -> Descriptor {
+        let entry = GuestAddress(self.base + DESCRIPTORS + 16 * u64::from(index));
+        let [low, high]: [u64; 2] = self.memory.read_obj(entry).unwrap();
+        let field = |shift: u32| u16::try_from((high >> shift) & 0xffff).unwrap();
+        (
+            low,
+            u32::try_from(high & 0xffff_ffff).unwrap(),
+            field(32),
+            field(48),
+        )
+    }
+
     pub(crate) fn write_entry(&self, table: u64, index: u16, (address, length, flags, next): Descriptor) {
         let mut entry = address.to_le_bytes().to_vec();
         entry.extend(length.to_le_bytes());

@@ -3,16 +3,11 @@
 use std::fs::File;
 use std::io;
 
-use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
-
 use crate::config::SECTOR_BYTES;
-use crate::devices::virtio::chain::Buffers;
 use crate::resources;
-use crate::sys;
 
-/// A read-only file may end this much before its part of the disk does.
-const PADDING: u64 = 4095;
+/// A read-only file may end this much before its part of the disk does; the rest reads as zeros.
+pub(super) const PADDING: u64 = 4095;
 
 /// A disk.
 #[derive(Debug)]
@@ -64,6 +59,17 @@ pub(super) struct Extent {
     pub(super) bytes: u64,
 }
 
+/// A byte of a disk, as its files have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Location {
+    /// Which of the files.
+    pub(super) place: usize,
+    /// The byte's offset in the file.
+    pub(super) offset: u64,
+    /// Bytes of the disk from here on that the file backs.
+    pub(super) left: u64,
+}
+
 impl Disk {
     /// Checks the files and puts them together.
     ///
@@ -100,12 +106,6 @@ impl Disk {
         })
     }
 
-    /// Number of files.
-    #[must_use]
-    pub(super) fn parts(&self) -> usize {
-        self.parts.len()
-    }
-
     /// Number of sectors.
     pub(super) fn sectors(&self) -> u64 {
         self.bytes / SECTOR_BYTES
@@ -123,103 +123,19 @@ impl Disk {
         (end <= self.bytes && bytes.is_multiple_of(SECTOR_BYTES)).then_some(Extent { offset, bytes })
     }
 
-    /// Reads into guest memory; `buffers` are as long as the extent.
-    pub(super) fn read(&self, extent: Extent, buffers: &Buffers<'_>) -> io::Result<()> {
-        let (mut offset, mut rest) = (extent.offset, buffers.clone());
-        while !rest.is_empty() {
-            let part = self.part_at(offset)?;
-            let (here, after) = split(&rest, part.end - offset)?;
-            read_exactly(&part.file, &here, offset - part.start)?;
-            offset += u64::try_from(here.len()).map_err(io::Error::other)?;
-            rest = after;
-        }
-        Ok(())
+    /// The files, in the order of their places.
+    pub(super) fn files(&self) -> impl ExactSizeIterator<Item = &File> {
+        self.parts.iter().map(|part| &part.file)
     }
 
-    /// Writes guest memory; `buffers` are as long as the extent.
-    pub(super) fn write(&self, extent: Extent, buffers: &Buffers<'_>) -> io::Result<()> {
-        let (file, mut offset, mut rest) = (self.writable()?, extent.offset, buffers.clone());
-        while !rest.is_empty() {
-            let written = sys::write_at(file, rest.slices(), offset)?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            offset += u64::try_from(written).map_err(io::Error::other)?;
-            rest = split(&rest, u64::try_from(written).map_err(io::Error::other)?)?.1;
-        }
-        Ok(())
+    /// Where the byte at `offset` lies.
+    pub(super) fn locate(&self, offset: u64) -> Option<Location> {
+        let place = self.parts.partition_point(|part| part.end <= offset);
+        let part = self.parts.get(place)?;
+        Some(Location {
+            place,
+            offset: offset.checked_sub(part.start)?,
+            left: part.end.checked_sub(offset)?,
+        })
     }
-
-    /// Makes what was written durable.
-    pub(super) fn flush(&self) -> io::Result<()> {
-        if self.read_only {
-            Ok(())
-        } else {
-            self.writable()?.sync_data()
-        }
-    }
-
-    /// Gives the extent's space back to the host; it reads as zeros then.
-    pub(super) fn discard(&self, extent: Extent) -> io::Result<()> {
-        self.allocate(extent, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE)
-    }
-
-    /// Makes the extent read as zeros and keeps its space, where the host's file system can do that.
-    pub(super) fn zero(&self, extent: Extent) -> io::Result<()> {
-        match self.allocate(extent, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE) {
-            Err(error) if error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
-                self.discard(extent)
-            }
-            result => result,
-        }
-    }
-
-    fn allocate(&self, extent: Extent, flags: FallocateFlags) -> io::Result<()> {
-        Ok(rustix::fs::fallocate(
-            self.writable()?,
-            flags,
-            extent.offset,
-            extent.bytes,
-        )?)
-    }
-
-    /// The one file of a writable disk.
-    fn writable(&self) -> io::Result<&File> {
-        match self.parts.as_slice() {
-            [part] if !self.read_only => Ok(&part.file),
-            _ => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
-        }
-    }
-
-    fn part_at(&self, offset: u64) -> io::Result<&Part> {
-        let index = self.parts.partition_point(|part| part.end <= offset);
-        self.parts
-            .get(index)
-            .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-}
-
-fn split<'m>(buffers: &Buffers<'m>, bytes: u64) -> io::Result<(Buffers<'m>, Buffers<'m>)> {
-    let count = usize::try_from(bytes).unwrap_or(usize::MAX).min(buffers.len());
-    buffers
-        .split_at(count)
-        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-}
-
-/// Fills `buffers` from `file`. Up to [`PADDING`] bytes behind its end are zeros.
-fn read_exactly(file: &File, buffers: &Buffers<'_>, mut offset: u64) -> io::Result<()> {
-    let mut rest = buffers.clone();
-    while !rest.is_empty() {
-        let read = u64::try_from(sys::read_at(file, rest.slices(), offset)?).map_err(io::Error::other)?;
-        if read == 0 {
-            if u64::try_from(rest.len()).map_err(io::Error::other)? > PADDING {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            rest.fill_zero();
-            return Ok(());
-        }
-        offset += read;
-        rest = split(&rest, read)?.1;
-    }
-    Ok(())
 }
