@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::sync::atomic::AtomicU64;
 
 use io_uring::register::Restriction;
 use io_uring::squeue::Flags;
@@ -40,36 +41,32 @@ pub(crate) enum Completion {
     },
 }
 
-/// A restricted ring. It belongs to the thread that made it.
+/// A restricted ring. It belongs to the thread that made it, the only one that may submit.
 pub(crate) struct Uring {
     ring: IoUring,
     /// Per token: the vector of its operation, and whether that has not ended.
     operations: Box<[(Vec<libc::iovec>, bool)]>,
     /// Place of the event descriptor among the registered files.
     notification: u32,
+    /// Where its counter is read to. It is never given back, so that the kernel may write it until the ring is gone.
+    counter: &'static AtomicU64,
+    /// Whether a read of it is under way.
     watching: bool,
 }
-
-// SAFETY: the pointers in the vectors are never followed here; they are addresses that the kernel is told.
-unsafe impl Send for Uring {}
 
 impl Uring {
     /// A ring for `files`, which are then known by their place, that watches `notification`.
     ///
     /// # Errors
-    /// Those of `io_uring_setup(2)` and `io_uring_register(2)`: the host may lack it, forbid it, or be older than Linux 5.13.
+    /// Those of `io_uring_setup(2)` and `io_uring_register(2)`: the host may lack it, forbid it, or be older than Linux 6.1.
     pub(crate) fn new(files: &[&File], notification: &EventFd) -> io::Result<Self> {
         let ring = disabled_ring()?;
-        if !ring.params().is_feature_resource_tagging() {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
         let submitter = ring.submitter();
         submitter.register_restrictions(&mut restrictions())?;
         let mut descriptors: Vec<_> = files.iter().map(|file| file.as_raw_fd()).collect();
         descriptors.push(notification.as_raw_fd());
         submitter.register_files(&descriptors)?;
-        // Older than Linux 5.15 it is not known, and the kernel's own limit holds.
-        let _ = submitter.register_iowq_max_workers(&mut [MAX_WORKERS, MAX_WORKERS]);
+        submitter.register_iowq_max_workers(&mut [MAX_WORKERS, MAX_WORKERS])?;
         submitter.register_enable_rings()?;
         let operations = (0..MAX_OPERATIONS).map(|_| (Vec::new(), false)).collect();
         let notification = u32::try_from(files.len()).map_err(io::Error::other)?;
@@ -77,6 +74,7 @@ impl Uring {
             ring,
             operations,
             notification,
+            counter: Box::leak(Box::default()),
             watching: false,
         })
     }
@@ -161,10 +159,8 @@ impl Uring {
     /// Those of `io_uring_enter(2)` that do not pass by themselves, and those of watching the event descriptor.
     pub(crate) fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
         if !self.watching {
-            let poll = u32::from(libc::POLLIN.unsigned_abs());
-            let entry = opcode::PollAdd::new(Fixed(self.notification), poll)
-                .multi(true)
-                .build();
+            // A read takes the counter back to zero, so that the next one waits.
+            let entry = opcode::Read::new(Fixed(self.notification), self.counter.as_ptr().cast(), 8).build();
             self.push(entry.user_data(WATCH))?;
             self.watching = true;
         }
@@ -178,10 +174,9 @@ impl Uring {
                 completions.extend(ended(&mut self.operations, &entry));
                 continue;
             }
-            // Without this flag the kernel has stopped watching, which it may at any time.
-            self.watching = cqueue::more(entry.flags());
+            self.watching = false;
             match entry.result() {
-                code if code < 0 && -code != libc::ECANCELED => {
+                code if code < 0 && ![libc::EINTR, libc::EAGAIN].contains(&-code) => {
                     return Err(io::Error::from_raw_os_error(-code));
                 }
                 _ => completions.push(Completion::Notified),
@@ -221,25 +216,21 @@ impl Uring {
         let entry = entry.flags(Flags::FIXED_FILE);
         // SAFETY: what an entry points to must be valid until its operation has ended. That is guest memory, which stays
         // mapped as long as the process lives (`map_guest_memory`) and holds no Rust object; and the vector of a token,
-        // which is not touched until that token's operation has ended, and lives as long as the ring. A ring that is
+        // which is not touched until that token's operation has ended, and lives as long as the ring; and the counter, which lives
+        // for ever and is changed by the kernel only. A ring that is
         // dropped with operations under way has had its vectors read: the kernel copies them when it takes the entry.
         unsafe { self.ring.submission().push(&entry) }.map_err(io::Error::other)
     }
 }
 
-/// A ring that takes nothing yet, with as many of the kernel's improvements as it knows: completions are worked on only
-/// when they are waited for (Linux 6.1), or at least without interrupting the thread (5.19).
+/// A ring that takes nothing yet. Operations that have ended are worked on only when they are waited for, by the one
+/// thread that submits: a kernel that cannot do that (before Linux 6.1) interrupts the thread for each, and answers EINVAL.
 fn disabled_ring() -> io::Result<IoUring> {
-    let newest = IoUring::builder()
+    IoUring::builder()
         .setup_r_disabled()
         .setup_single_issuer()
         .setup_defer_taskrun()
-        .build(u32::from(ENTRIES));
-    match newest {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        result => return result,
-    }
-    IoUring::builder().setup_r_disabled().build(u32::from(ENTRIES))
+        .build(u32::from(ENTRIES))
 }
 
 /// What the ring may do: these operations, on registered files only. No registration is among them.
@@ -251,7 +242,6 @@ fn restrictions() -> Vec<Restriction> {
         opcode::Writev::CODE,
         opcode::Fsync::CODE,
         opcode::Fallocate::CODE,
-        opcode::PollAdd::CODE,
     ];
     let fixed = Flags::FIXED_FILE.bits();
     operations
@@ -313,6 +303,7 @@ mod tests {
             ),
             (opcode::Nop::new().build(), "nothing"),
             (fixed(opcode::Nop::new().build()), "nothing, with a file"),
+            (fixed(opcode::PollAdd::new(Fixed(0), 1).build()), "poll"),
             (fixed(opcode::Socket::new(1, 1, 0).build()), "make a socket"),
             (fixed(opcode::Close::new(Fixed(0)).build()), "close"),
             (
