@@ -1,7 +1,7 @@
 //! Boots a kernel from paths and prints its console: a machine without anything of rvm around it.
 //!
 //! ```text
-//! boot [-s] [-c VCPUS] [-m MIB] [-a CMDLINE] [-d DISK[:ro]]... [-v SOCKET] KERNEL [INITRD]...
+//! boot [-s] [-c VCPUS] [-m MIB] [-a CMDLINE] [-d DISK[:ro]]... [-n TAP[,queues=N]]... [-v SOCKET] KERNEL [INITRD]...
 //! ```
 //! `-s` refuses io_uring to itself, as some hosts do, so that disks are served synchronously.
 
@@ -12,10 +12,12 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use rvm_vmm::config::LimitsConfig;
 use rvm_vmm::event::Event;
 use rvm_vmm::reporter::{Reporter, Start};
-use rvm_vmm::resources::{Disk, Part, Resources, Vsock};
+use rvm_vmm::resources::{Disk, Network, Part, Resources, Vsock};
 use rvm_vmm::seccomp::Filters;
+use rvm_vmm::sys::open_tap;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 fn main() -> Result<()> {
@@ -40,7 +42,7 @@ fn parse() -> Result<Resources> {
     let open = |path: &str| File::open(path).with_context(|| format!("cannot open {path}"));
     let (mut vcpus, mut memory_mib, mut cmdline, mut disks, mut vsock) =
         (1, 128, String::new(), Vec::new(), None);
-    let mut files = Vec::new();
+    let (mut files, mut networks) = (Vec::new(), Vec::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || {
@@ -54,6 +56,7 @@ fn parse() -> Result<Resources> {
             "-a" => cmdline = value()?,
             "-d" => disks.push(open_disk(&value()?)?),
             "-s" => refuse_io_uring()?,
+            "-n" => networks.push(open_network(&value()?, u8::try_from(networks.len())?)?),
             "-v" => {
                 vsock = Some(Vsock {
                     guest_cid: 3,
@@ -78,6 +81,7 @@ fn parse() -> Result<Resources> {
         cmdline,
         console: Some(OpenOptions::new().append(true).open("/dev/stdout")?),
         disks,
+        networks,
         vsock,
         doorbell_port: Some(0x600),
     })
@@ -109,4 +113,21 @@ fn open_disk(text: &str) -> Result<Disk> {
         parts.push(Part { file, bytes });
     }
     Ok(Disk { parts, read_only })
+}
+
+/// `TAP` or `TAP,queues=N`: an interface that exists, or is made and goes with the machine. The guest's address ends in the
+/// device's `index`.
+fn open_network(text: &str, index: u8) -> Result<Network> {
+    let (name, queues) = match text.split_once(",queues=") {
+        Some((name, queues)) => (name, queues.parse()?),
+        None => (text, 1),
+    };
+    let queue = |_| open_tap(name, queues > 1).with_context(|| format!("cannot open {name}"));
+    Ok(Network {
+        taps: (0..queues).map(queue).collect::<Result<_>>()?,
+        mac: [2, 0, 0, 0, 0, index],
+        mtu: None,
+        receive: LimitsConfig::default(),
+        transmit: LimitsConfig::default(),
+    })
 }

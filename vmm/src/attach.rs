@@ -13,6 +13,7 @@ use crate::devices::virtio::balloon::{Balloon, BalloonSubscriber};
 use crate::devices::virtio::block::{Block, Disk, DiskError};
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_REGISTER, SharedDevice};
+use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::rng::{Rng, RngSubscriber};
 use crate::devices::virtio::vsock::{Vsock, VsockSubscriber};
 use crate::event_loop::Subscriber;
@@ -39,6 +40,15 @@ pub enum DeviceError {
         /// What is wrong.
         #[source]
         source: DiskError,
+    },
+    /// A network device's queues.
+    #[error("network device {index}")]
+    Network {
+        /// Its place among the network devices.
+        index: usize,
+        /// What is wrong.
+        #[source]
+        source: NetError,
     },
     /// KVM would not connect it.
     #[error(transparent)]
@@ -74,6 +84,7 @@ pub struct VirtioDevices<'a> {
     devices: Vec<AttachedDevice>,
     attached: u32,
     disks: usize,
+    networks: usize,
 }
 
 impl<'a> VirtioDevices<'a> {
@@ -91,6 +102,7 @@ impl<'a> VirtioDevices<'a> {
             devices: Vec::new(),
             attached: 0,
             disks: 0,
+            networks: 0,
         }
     }
 
@@ -104,6 +116,18 @@ impl<'a> VirtioDevices<'a> {
         let disk = Disk::new(disk).map_err(|source| DeviceError::Disk { index, source })?;
         let block = Block::new(disk, self.vcpus, self.filters).map_err(DeviceError::Descriptor)?;
         self.attach(Arc::new(Mutex::new(block)))
+    }
+
+    /// Adds a network device; the first one is `eth0`.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn add_network(&mut self, network: resources::Network) -> Result<(), DeviceError> {
+        let index = self.networks;
+        self.networks += 1;
+        let net =
+            Net::on_tap(network, self.filters).map_err(|source| DeviceError::Network { index, source })?;
+        self.attach(Arc::new(Mutex::new(net)))
     }
 
     /// Adds a socket device.

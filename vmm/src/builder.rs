@@ -92,6 +92,9 @@ pub fn build(
     for disk in resources.disks {
         devices.add_disk(disk)?;
     }
+    for network in resources.networks {
+        devices.add_network(network)?;
+    }
     if let Some(vsock) = resources.vsock {
         devices.add_vsock(vsock, &stop)?;
     }

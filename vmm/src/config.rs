@@ -20,6 +20,16 @@ pub const MAX_VCPUS: u8 = 254;
 /// Most parts of one disk.
 pub const MAX_DISK_PARTS: usize = 1024;
 
+/// Most queue pairs of one network device. Each has a thread and 64 KiB of its own; all interrupts of a device share one
+/// line, so that more of them gain nothing.
+pub const MAX_QUEUE_PAIRS: usize = 16;
+
+/// Smallest MTU of a network device: IPv4 needs 68 bytes (RFC 791).
+pub const MIN_MTU: u16 = 68;
+
+/// Largest MTU of a network device: a TAP carries 65535 bytes, the Ethernet header's 14 included.
+pub const MAX_MTU: u16 = 65521;
+
 /// Everything a machine is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +52,8 @@ pub struct VmConfig {
     pub console_fd: Option<RawFd>,
     /// Disks in the guest's order (`vda`, `vdb`, ...).
     pub disks: Vec<DiskConfig>,
+    /// Network devices in the guest's order (`eth0`, `eth1`, ...).
+    pub networks: Vec<NetworkConfig>,
     /// The vsock device, if the guest has one.
     pub vsock: Option<VsockConfig>,
     /// I/O port whose written bytes are reported as [`crate::event::Event::Doorbell`].
@@ -74,6 +86,43 @@ pub struct DiskPart {
     pub bytes: u64,
 }
 
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// The queues of a TAP interface, one for each pair of the device's: `/dev/net/tun` after `TUNSETIFF` with `IFF_TAP`,
+    /// `IFF_NO_PI`, `IFF_VNET_HDR` and, if there are several, `IFF_MULTI_QUEUE`.
+    pub tap_fds: Vec<RawFd>,
+    /// The guest's address: unicast.
+    pub mac: [u8; 6],
+    /// Largest packet in bytes, told to the guest; [`MIN_MTU`] to [`MAX_MTU`]. It must be the TAP's own.
+    pub mtu: Option<u16>,
+    /// Limits of what the guest receives, over all queues.
+    pub receive: LimitsConfig,
+    /// Limits of what the guest transmits, over all queues.
+    pub transmit: LimitsConfig,
+}
+
+/// Limits of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Of bytes.
+    pub bytes: Option<RateConfig>,
+    /// Of packets. What guest and host hand over as one packet, to be cut into segments elsewhere, counts once.
+    pub packets: Option<RateConfig>,
+}
+
+/// A rate, and how much of it may be saved up while it is not used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateConfig {
+    /// Positive.
+    pub per_second: u64,
+    /// Positive. What there is at first, and at most.
+    pub burst: u64,
+}
+
 /// The vsock device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -102,6 +151,15 @@ pub enum ConfigError {
     Disk {
         /// Index of the disk.
         disk: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A network device without queues or with too many, with an address or MTU that makes no sense, or with a rate of
+    /// zero.
+    #[error("network device {network}: {problem}")]
+    Network {
+        /// Index of the device.
+        network: usize,
         /// What is wrong with it.
         problem: &'static str,
     },
@@ -141,6 +199,11 @@ impl VmConfig {
                 .check()
                 .map_err(|problem| ConfigError::Disk { disk, problem })?;
         }
+        for (network, config) in self.networks.iter().enumerate() {
+            config
+                .check()
+                .map_err(|problem| ConfigError::Network { network, problem })?;
+        }
         if let Some(vsock) = self.vsock
             && (vsock.guest_cid < 3 || vsock.guest_cid == u32::MAX)
         {
@@ -165,6 +228,7 @@ impl VmConfig {
                 .iter()
                 .flat_map(|disk| disk.parts.iter().map(|part| part.fd)),
         );
+        descriptors.extend(self.networks.iter().flat_map(|network| &network.tap_fds));
         descriptors.extend(self.vsock.map(|vsock| vsock.listener_fd));
         descriptors
     }
@@ -195,6 +259,29 @@ impl DiskConfig {
     }
 }
 
+impl NetworkConfig {
+    fn check(&self) -> Result<(), &'static str> {
+        if self.tap_fds.is_empty() {
+            return Err("it has no queues");
+        }
+        if self.tap_fds.len() > MAX_QUEUE_PAIRS {
+            return Err("it has too many queues");
+        }
+        if self.mac[0] & 1 != 0 || self.mac == [0; 6] {
+            return Err("its address is not one of a single station");
+        }
+        if self.mtu.is_some_and(|mtu| !(MIN_MTU..=MAX_MTU).contains(&mtu)) {
+            return Err("its MTU is not possible");
+        }
+        let limits = [self.receive, self.transmit];
+        let mut rates = limits.iter().flat_map(|limits| [limits.bytes, limits.packets]);
+        if rates.any(|rate| rate.is_some_and(|rate| rate.per_second == 0 || rate.burst == 0)) {
+            return Err("a rate limit is zero");
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +299,19 @@ mod tests {
             disks: vec![DiskConfig {
                 parts: vec![DiskPart { fd: 8, bytes: 4096 }],
                 read_only: false,
+            }],
+            networks: vec![NetworkConfig {
+                tap_fds: vec![11, 12],
+                mac: [2, 0, 0, 0, 0, 1],
+                mtu: Some(1500),
+                receive: LimitsConfig::default(),
+                transmit: LimitsConfig {
+                    bytes: Some(RateConfig {
+                        per_second: 1 << 20,
+                        burst: 1 << 16,
+                    }),
+                    packets: None,
+                },
             }],
             vsock: Some(VsockConfig {
                 guest_cid: 3,
@@ -273,6 +373,47 @@ mod tests {
             "reserved",
         );
         check(|config| config.initrd_fds.push(10), "named twice");
+    }
+
+    #[test]
+    fn network_devices_are_accepted_or_refused() {
+        let check = |change: fn(&mut NetworkConfig), expected: &str| {
+            check(|config| change(&mut config.networks[0]), expected);
+        };
+        check(|network| network.tap_fds.clear(), "no queues");
+        check(|network| network.tap_fds = (100..116).collect(), "ok");
+        check(
+            |network| network.tap_fds = (100..117).collect(),
+            "too many queues",
+        );
+        check(
+            |network| network.tap_fds = vec![11, 11],
+            "descriptor 11 is named twice",
+        );
+        check(|network| network.tap_fds = vec![3], "descriptor 3 is named twice");
+        check(|network| network.mac[0] = 3, "single station");
+        check(|network| network.mac = [0; 6], "single station");
+        check(|network| network.mtu = None, "ok");
+        check(|network| network.mtu = Some(67), "MTU");
+        check(|network| network.mtu = Some(65522), "MTU");
+        check(
+            |network| {
+                network.receive.packets = Some(RateConfig {
+                    per_second: 0,
+                    burst: 1,
+                });
+            },
+            "limit is zero",
+        );
+        check(
+            |network| {
+                network.transmit.bytes = Some(RateConfig {
+                    per_second: 1,
+                    burst: 0,
+                });
+            },
+            "limit is zero",
+        );
     }
 
     #[test]

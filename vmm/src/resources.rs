@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use crate::config::{ConfigError, DiskConfig, VmConfig};
+use crate::config::{ConfigError, DiskConfig, LimitsConfig, NetworkConfig, VmConfig};
 use crate::sys::Inherited;
 
 /// Everything that goes into a machine.
@@ -27,6 +27,8 @@ pub struct Resources {
     pub console: Option<File>,
     /// Disks in the guest's order.
     pub disks: Vec<Disk>,
+    /// Network devices in the guest's order.
+    pub networks: Vec<Network>,
     /// The vsock device.
     pub vsock: Option<Vsock>,
     /// I/O port of the doorbell.
@@ -49,6 +51,21 @@ pub struct Part {
     pub file: File,
     /// Bytes, a multiple of 512.
     pub bytes: u64,
+}
+
+/// One network device.
+#[derive(Debug)]
+pub struct Network {
+    /// Queues of a TAP interface, one for each pair of the device's.
+    pub taps: Vec<OwnedFd>,
+    /// The guest's address.
+    pub mac: [u8; 6],
+    /// Largest packet in bytes, if the guest is told.
+    pub mtu: Option<u16>,
+    /// Limits of what the guest receives.
+    pub receive: LimitsConfig,
+    /// Limits of what the guest transmits.
+    pub transmit: LimitsConfig,
 }
 
 /// The host's side of the vsock device.
@@ -97,6 +114,10 @@ impl Resources {
         for disk in &config.disks {
             disks.push(claim_disk(disk, &mut take)?);
         }
+        let mut networks = Vec::new();
+        for network in &config.networks {
+            networks.push(claim_network(network, &mut take)?);
+        }
         let vsock = match config.vsock {
             Some(vsock) => {
                 let listener = UnixListener::from(take(vsock.listener_fd, "vsock listener")?);
@@ -120,6 +141,7 @@ impl Resources {
                 .transpose()?
                 .map(File::from),
             disks,
+            networks,
             vsock,
             doorbell_port: config.doorbell_port,
         })
@@ -140,5 +162,19 @@ fn claim_disk(
     Ok(Disk {
         parts,
         read_only: config.read_only,
+    })
+}
+
+fn claim_network(
+    config: &NetworkConfig,
+    take: &mut impl FnMut(i32, &'static str) -> Result<OwnedFd, ResourceError>,
+) -> Result<Network, ResourceError> {
+    let taps = config.tap_fds.iter().map(|fd| take(*fd, "network device"));
+    Ok(Network {
+        taps: taps.collect::<Result<_, _>>()?,
+        mac: config.mac,
+        mtu: config.mtu,
+        receive: config.receive,
+        transmit: config.transmit,
     })
 }

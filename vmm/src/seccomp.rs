@@ -24,6 +24,8 @@ pub enum Kind {
     Disk,
     /// Has a disk read and written by a ring, which it made before and which can do nothing else.
     DiskRing,
+    /// Moves the frames of a pair of network queues.
+    Net,
 }
 
 /// A system call that is allowed, if its arguments are as the conditions say.
@@ -152,6 +154,18 @@ const DISK: &[Call] = &[
 /// What is submitted this way no filter sees; `sys/uring.rs` says how the ring itself is restricted.
 const DISK_RING: &[Call] = &[any(libc::SYS_io_uring_enter)];
 
+/// `TUNSETOFFLOAD` and `TUNSETQUEUE` (include/uapi/linux/if_tun.h).
+const TUNSETOFFLOAD: u64 = 0x4004_54d0;
+const TUNSETQUEUE: u64 = 0x4004_54d9;
+
+const NET: &[Call] = &[
+    any(libc::SYS_epoll_wait),
+    any(libc::SYS_epoll_pwait),
+    any(libc::SYS_readv), // frames for the guest; its own are written by writev
+    ioctl(&[Argument::Is(1, TUNSETOFFLOAD)]), // what a driver that starts wants done for it
+    ioctl(&[Argument::Is(1, TUNSETQUEUE)]), // the number of queues that a driver wants
+];
+
 /// Why filters cannot be made or installed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -165,7 +179,7 @@ pub enum Error {
 
 /// The filters of all kinds, or none.
 #[derive(Clone, Debug, Default)]
-pub struct Filters(Option<Arc<[BpfProgram; 5]>>);
+pub struct Filters(Option<Arc<[BpfProgram; 6]>>);
 
 impl Filters {
     /// Compiles all filters.
@@ -179,6 +193,7 @@ impl Filters {
             compile(&[COMMON, VCPU])?,
             compile(&[COMMON, DISK])?,
             compile(&[COMMON, DISK_RING])?,
+            compile(&[COMMON, NET])?,
         ]))))
     }
 
@@ -196,13 +211,14 @@ impl Filters {
         let Some(programs) = &self.0 else {
             return Ok(());
         };
-        let [start_up, event_loop, vcpu, disk, disk_ring] = &**programs;
+        let [start_up, event_loop, vcpu, disk, disk_ring, net] = &**programs;
         let program = match kind {
             Kind::StartUp => start_up,
             Kind::EventLoop => event_loop,
             Kind::Vcpu => vcpu,
             Kind::Disk => disk,
             Kind::DiskRing => disk_ring,
+            Kind::Net => net,
         };
         seccompiler::apply_filter(program).map_err(Error::Install)
     }
@@ -243,12 +259,13 @@ mod tests {
 
     use super::*;
 
-    const ALL: [Kind; 5] = [
+    const ALL: [Kind; 6] = [
         Kind::StartUp,
         Kind::EventLoop,
         Kind::Vcpu,
         Kind::Disk,
         Kind::DiskRing,
+        Kind::Net,
     ];
     const CHILD: &str = "RVM_TEST_FILTER";
 
@@ -308,7 +325,7 @@ mod tests {
 
     #[test]
     fn no_call_is_listed_both_with_and_without_conditions() {
-        for list in [START_UP, EVENT_LOOP, VCPU, DISK, DISK_RING] {
+        for list in [START_UP, EVENT_LOOP, VCPU, DISK, DISK_RING, NET] {
             let calls: Vec<&Call> = COMMON.iter().chain(list).collect();
             for Call(number, arguments) in &calls {
                 let same = calls.iter().filter(|call| call.0 == *number);

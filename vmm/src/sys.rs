@@ -384,6 +384,125 @@ pub(crate) fn write_at(file: &File, from: &[VolatileSlice<'_>], offset: u64) -> 
     })
 }
 
+/// Reads one frame from a TAP interface straight into guest memory.
+///
+/// # Errors
+/// Those of `readv(2)`; `EINTR` is retried.
+pub(crate) fn read_frame(tap: BorrowedFd<'_>, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    vectored(into, |vector, count| {
+        // SAFETY: each element is a live stretch of memory (borrowed for the whole call) that the kernel may write and
+        // that is only accessed through volatile copies.
+        unsafe { libc::readv(tap.as_raw_fd(), vector, count) }
+    })
+}
+
+/// Writes guest memory to a TAP interface as one frame.
+///
+/// # Errors
+/// Those of `writev(2)`; `EINTR` is retried.
+pub(crate) fn write_frame(tap: BorrowedFd<'_>, from: &[VolatileSlice<'_>]) -> io::Result<usize> {
+    vectored(from, |vector, count| {
+        // SAFETY: each element is a live stretch of memory (borrowed for the whole call) that the kernel reads.
+        unsafe { libc::writev(tap.as_raw_fd(), vector, count) }
+    })
+}
+
+/// Requests of `/dev/net/tun` (include/uapi/linux/if_tun.h).
+const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+const TUNSETOFFLOAD: libc::Ioctl = 0x4004_54d0;
+const TUNGETIFF: libc::Ioctl = 0x8004_54d2;
+const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8;
+const TUNSETQUEUE: libc::Ioctl = 0x4004_54d9;
+
+fn interface_request(flags: libc::c_int) -> libc::ifreq {
+    // SAFETY: ifreq is a C structure of integers and a union of such, for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The flags of a TAP interface fit into 16 bits, of which the uppermost is one (IFF_TUN_EXCL).
+    let [low, high, ..] = flags.to_le_bytes();
+    request.ifr_ifru.ifru_flags = libc::c_short::from_le_bytes([low, high]);
+    request
+}
+
+/// Opens one queue of the TAP interface `name` for a network device, and makes the interface if there is none. All queues
+/// of an interface are opened alike.
+///
+/// # Errors
+/// Those of `open(2)` on `/dev/net/tun` and of `TUNSETIFF`, and `InvalidInput` for a name that is too long.
+pub fn open_tap(name: &str, multi_queue: bool) -> io::Result<OwnedFd> {
+    let device = File::options().read(true).write(true).open("/dev/net/tun")?;
+    let more = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
+    let mut request = interface_request(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more);
+    // The last byte stays zero.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (byte, character) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *byte = libc::c_char::from_le_bytes([character]);
+    }
+    // SAFETY: TUNSETIFF reads and writes an ifreq, which `request` is, and keeps no pointer to it.
+    if unsafe { libc::ioctl(device.as_raw_fd(), TUNSETIFF, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(device.into())
+}
+
+/// The `IFF_` flags of a TAP interface's queue.
+///
+/// # Errors
+/// Those of `TUNGETIFF`: `EBADFD` before `TUNSETIFF`, `ENOTTY` for another file.
+pub(crate) fn tap_flags(tap: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    let mut request = interface_request(0);
+    // SAFETY: TUNGETIFF writes an ifreq, which `request` is, and keeps no pointer to it.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), TUNGETIFF, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: TUNGETIFF has filled in this member of the union; all its bit patterns are valid integers.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok(libc::c_int::from(u16::from_le_bytes(flags.to_le_bytes())))
+}
+
+/// Sets the length of the header before each frame of the interface.
+///
+/// # Errors
+/// Those of `TUNSETVNETHDRSZ`.
+pub(crate) fn set_tap_header(tap: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    // SAFETY: TUNSETVNETHDRSZ reads an int.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Says what the reader of the interface's frames can do by itself: `TUN_F_` flags.
+///
+/// # Errors
+/// Those of `TUNSETOFFLOAD`.
+pub(crate) fn set_tap_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes an integer.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETOFFLOAD, libc::c_ulong::from(flags)) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets a queue of a multi-queue interface take part in its traffic, or not: what waits in it is dropped then.
+///
+/// # Errors
+/// Those of `TUNSETQUEUE`: `EINVAL` if it is so already.
+pub(crate) fn attach_tap_queue(tap: BorrowedFd<'_>, attach: bool) -> io::Result<()> {
+    let flags = if attach {
+        libc::IFF_ATTACH_QUEUE
+    } else {
+        libc::IFF_DETACH_QUEUE
+    };
+    let request = interface_request(flags);
+    // SAFETY: TUNSETQUEUE reads an ifreq, which `request` is, and keeps no pointer to it.
+    match unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETQUEUE, &raw const request) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Receives from a stream socket straight into guest memory, without blocking; returns 0 at end of stream.
 ///
 /// # Errors

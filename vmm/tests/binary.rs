@@ -40,6 +40,7 @@ fn run(change: impl FnOnce(&mut VmConfig)) -> (Output, Vec<Event>) {
         cmdline: String::new(),
         console_fd: None,
         disks: Vec::new(),
+        networks: Vec::new(),
         vsock: None,
         doorbell_port: None,
         events_fd: theirs.as_raw_fd(),

@@ -340,6 +340,7 @@ impl Parts {
                     read_only: false,
                 },
             ],
+            networks: Vec::new(),
             vsock: Some(VsockConfig {
                 guest_cid: GUEST_CID,
                 listener_fd: self.vsock.as_raw_fd(),

@@ -254,7 +254,8 @@ impl MmioTransport {
 
     fn activation(&self) -> Result<Activation, RingError> {
         let event_index = self.state.driver_features & EVENT_INDEX != 0;
-        let queues = self.state.queues.iter().zip(&self.queue_sizes);
+        let in_use = lock(&self.device).queues_in_use(self.state.driver_features);
+        let queues = self.state.queues.iter().zip(&self.queue_sizes).take(in_use);
         let rings = queues
             .map(|(state, maximum)| Ring::new(*state, *maximum, event_index, &self.memory))
             .collect::<Result<_, _>>()?;

@@ -11,6 +11,7 @@ pub mod chain;
 pub(crate) mod hostile;
 pub mod interrupt;
 pub mod mmio;
+pub mod net;
 pub mod ring;
 pub mod rng;
 pub mod state;
@@ -40,6 +41,13 @@ pub trait VirtioDevice: Send {
 
     /// Largest size of each queue, a power of two.
     fn queue_sizes(&self) -> &[u16];
+
+    /// How many of the queues, from the first one on, a driver that has agreed on `features` sets up. The others are not
+    /// touched, and [`Activation::rings`] does not have them.
+    fn queues_in_use(&self, features: u64) -> usize {
+        let _ = features;
+        self.queue_sizes().len()
+    }
 
     /// An event descriptor per queue, written when the driver notifies the queue. KVM writes them without leaving the
     /// guest, from the machine's start on; before activation nobody looks at them.
@@ -90,7 +98,7 @@ pub struct Activation {
     pub features: u64,
     /// Guest memory.
     pub memory: GuestMemory,
-    /// The queues, as many as the device has.
+    /// The queues, as many as are in use.
     pub rings: Vec<Ring>,
     /// How to tell the driver something.
     pub interrupt: Arc<Interrupt>,

@@ -1,10 +1,13 @@
 //! A split virtqueue from the device's side (section 2.7).
 
+use std::sync::atomic::{Ordering, fence};
+
 use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::chain::{Chain, ChainError};
-use crate::memory::GuestMemory;
+use crate::memory::{Bytes as _, GuestAddress, GuestMemory};
 
 /// Where a queue lies and how far it was used: what a guest can see of it, and all that is needed to go on with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +58,8 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Ring {
     queue: Queue,
+    /// Where the used ring ended when the driver was last asked whether it wants an interrupt.
+    asked: u16,
 }
 
 impl Ring {
@@ -81,7 +86,10 @@ impl Ring {
         };
         let queue = Queue::try_from(state).map_err(|_| RingError::Invalid)?;
         if queue.is_valid(memory) {
-            Ok(Self { queue })
+            Ok(Self {
+                queue,
+                asked: state.next_used,
+            })
         } else {
             Err(RingError::Invalid)
         }
@@ -124,9 +132,39 @@ impl Ring {
     /// # Errors
     /// [`RingError::Corrupt`].
     pub fn complete(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), RingError> {
-        self.queue
-            .add_used(memory, head, written)
-            .map_err(RingError::Corrupt)
+        self.complete_together(memory, &[(head, written)])
+    }
+
+    /// Gives several chains back, so that the driver sees all of them or none: head, and bytes in the writable part.
+    ///
+    /// # Errors
+    /// [`RingError::Corrupt`].
+    pub fn complete_together(
+        &mut self,
+        memory: &GuestMemory,
+        chains: &[(u16, u32)],
+    ) -> Result<(), RingError> {
+        let overflow = RingError::Corrupt(virtio_queue::Error::AddressOverflow);
+        let (size, used) = (self.queue.size(), self.queue.used_ring());
+        let mut next = self.queue.next_used();
+        for (head, written) in chains {
+            // Section 2.7.8: a flag word and an index, then entries of two words each.
+            let entry = used.checked_add(4 + 8 * u64::from(next % size));
+            let Some(entry) = entry.filter(|_| *head < size) else {
+                return Err(overflow);
+            };
+            let words = u64::from(*head) | (u64::from(*written) << 32);
+            memory
+                .write_obj(words.to_le(), GuestAddress(entry))
+                .map_err(|error| RingError::Corrupt(virtio_queue::Error::GuestMemory(error)))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let index = used.checked_add(2).ok_or(overflow)?;
+        // The driver must find the entries once it sees the index.
+        memory
+            .store(next.to_le(), GuestAddress(index), Ordering::Release)
+            .map_err(|error| RingError::Corrupt(virtio_queue::Error::GuestMemory(error)))
     }
 
     /// Takes chains as long as `ready` says so, at most `limit`, and gives each back with as many bytes written as `serve`
@@ -171,7 +209,26 @@ impl Ring {
     /// # Errors
     /// [`RingError::Corrupt`].
     pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
-        self.queue.needs_notification(memory).map_err(RingError::Corrupt)
+        let (next, asked) = (self.queue.next_used(), self.asked);
+        self.asked = next;
+        // What was given back must be visible before it is read what the driver wants (section 2.7.7.2).
+        fence(Ordering::SeqCst);
+        if !self.queue.event_idx_enabled() {
+            let flags = self.available_word(memory, 0)?;
+            return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let event = self.available_word(memory, 4 + 2 * u64::from(self.queue.size()))?;
+        Ok(next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(asked))
+    }
+
+    /// A word of the available ring.
+    fn available_word(&self, memory: &GuestMemory, offset: u64) -> Result<u16, RingError> {
+        let address = self.queue.avail_ring().checked_add(offset);
+        let address = address.ok_or(RingError::Corrupt(virtio_queue::Error::AddressOverflow))?;
+        memory
+            .load(GuestAddress(address), Ordering::Relaxed)
+            .map(u16::from_le)
+            .map_err(|error| RingError::Corrupt(virtio_queue::Error::GuestMemory(error)))
     }
 
     /// Asks the driver not to notify; while the device is looking at the queue anyway.
@@ -255,5 +312,51 @@ mod tests {
         assert_eq!(ring.pop(&driver.memory).unwrap().unwrap().head, 1);
         ring.complete(&driver.memory, 1, 9).unwrap();
         assert_eq!(driver.used(), [(0, 7), (1, 9)]);
+    }
+
+    #[test]
+    fn chains_are_given_back_together() {
+        let driver = Driver::new(4);
+        let mut ring = driver.ring();
+        ring.complete(&driver.memory, 3, 1).unwrap();
+        ring.complete_together(&driver.memory, &[(0, 5), (2, 6), (1, 7), (3, 8)])
+            .unwrap();
+        // The first entry was written over by the last.
+        assert_eq!(driver.used()[1..], [(0, 5), (2, 6), (1, 7), (3, 8)]);
+        assert_eq!(ring.state().next_used, 5);
+        let beyond = ring.complete_together(&driver.memory, &[(0, 0), (4, 0)]);
+        assert!(matches!(beyond, Err(RingError::Corrupt(_))));
+        assert_eq!(driver.used().len(), 5, "nothing of it was given back");
+    }
+
+    #[test]
+    fn interrupts_come_when_the_driver_wants_them() {
+        let driver = Driver::new(8);
+        let state = driver.state();
+        let write_word = |address: u64, value: u16| driver.write(address, &value.to_le_bytes());
+        // With an index, once the used ring goes past it, however many entries came since the last question.
+        let mut ring = Ring::new(state, 8, true, &driver.memory).unwrap();
+        let mut check = |event: u16, completed: u16, expected| {
+            write_word(state.available + 4 + 2 * 8, event);
+            let chains: Vec<_> = (0..completed).map(|head| (head, 0)).collect();
+            ring.complete_together(&driver.memory, &chains).unwrap();
+            let context = (event, completed);
+            assert_eq!(
+                ring.needs_interrupt(&driver.memory).unwrap(),
+                expected,
+                "{context:?}"
+            );
+        };
+        check(0, 1, true);
+        check(3, 2, false);
+        check(3, 0, false);
+        check(3, 4, true);
+        check(3, 1, false);
+        check(u16::MAX, 1, false);
+        // With a flag.
+        let mut ring = Ring::new(state, 8, false, &driver.memory).unwrap();
+        assert!(ring.needs_interrupt(&driver.memory).unwrap());
+        write_word(state.available, 1);
+        assert!(!ring.needs_interrupt(&driver.memory).unwrap());
     }
 }

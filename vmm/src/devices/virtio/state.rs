@@ -10,6 +10,7 @@ use super::ActivateError;
 use super::block::BlockState;
 use super::interrupt::InterruptState;
 use super::mmio::TransportState;
+use super::net::NetState;
 use super::ring::RingError;
 use super::rng::RngState;
 use super::vsock::VsockState;
@@ -34,6 +35,8 @@ pub enum DeviceState {
     Balloon,
     /// A disk.
     Block(BlockState),
+    /// A network device.
+    Net(NetState),
     /// An entropy source.
     Rng(RngState),
     /// A socket device.
@@ -72,6 +75,8 @@ mod tests {
     use crate::devices::virtio::block::{Block, Disk};
     use crate::devices::virtio::interrupt::Interrupt;
     use crate::devices::virtio::mmio::MmioTransport;
+    use crate::devices::virtio::net::Net;
+    use crate::devices::virtio::net::tests::one_pair;
     use crate::devices::virtio::rng::Rng;
     use crate::devices::virtio::test_driver::{Driver, start};
     use crate::devices::virtio::vsock::Vsock;
@@ -216,5 +221,33 @@ mod tests {
         };
         check(|| make(3), work);
         check_differs(make(3), make(4));
+    }
+
+    #[test]
+    fn a_network_device_goes_on() {
+        let wires = std::cell::RefCell::new(Vec::new());
+        let make = |mac| {
+            let (device, wire) = one_pair(mac);
+            wires.borrow_mut().push(wire);
+            device
+        };
+        // A frame in each direction; the buffers for another are there, and taken in advance.
+        let work = |attached: &Attached<Net>, drivers: &[Driver]| {
+            let wires = wires.borrow();
+            let wire = wires.last().unwrap();
+            let before = used(drivers);
+            drivers[0].request(&[], &[1514]);
+            drivers[0].request(&[], &[1514]);
+            drivers[1].request(&[&[0; 72]], &[]);
+            rustix::io::write(wire, &[0; 72]).unwrap();
+            lock(&attached.device).notifications()[0].write(1).unwrap();
+            lock(&attached.device).notifications()[1].write(1).unwrap();
+            while used(drivers) < before + 2 {
+                attached.line.read().unwrap();
+            }
+            assert_eq!(drivers[0].used().len(), drivers[1].used().len());
+        };
+        check(|| make(1), work);
+        check_differs(make(1), make(2));
     }
 }
