@@ -154,20 +154,6 @@ impl<'m> Buffers<'m> {
         copied
     }
 
-    /// Copies as much of `from` as fits behind the first `offset` bytes; returns how much.
-    pub fn copy_from_at(&self, offset: usize, from: &[u8]) -> usize {
-        let (mut skipped, mut copied) = (0, 0);
-        for slice in &self.slices {
-            let skip = (offset - skipped).min(slice.len());
-            skipped += skip;
-            let rest = from.get(copied..).unwrap_or_default();
-            let Ok(here) = slice.offset(skip) else { break };
-            here.copy_from(rest);
-            copied += here.len().min(rest.len());
-        }
-        copied
-    }
-
     /// Sets everything to zero.
     pub fn fill_zero(&self) {
         const ZEROS: [u8; 4096] = [0; 4096];
@@ -306,9 +292,5 @@ mod tests {
         assert_eq!(buffers.read::<8>().as_ref(), Some(b"abcdWXYZ"));
         first.fill_zero();
         assert_eq!(buffers.read::<8>().as_ref(), Some(b"\0\0\0\0WXYZ"));
-        assert_eq!(buffers.copy_from_at(2, b"12"), 2);
-        assert_eq!(buffers.copy_from_at(7, b"34"), 1);
-        assert_eq!(buffers.copy_from_at(9, b"5"), 0);
-        assert_eq!(buffers.read::<8>().as_ref(), Some(b"\0\x0012WXY3"));
     }
 }

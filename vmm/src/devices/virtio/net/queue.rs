@@ -73,7 +73,9 @@ pub(super) struct Receiver<'m> {
     /// A frame may take several chains (`VIRTIO_NET_F_MRG_RXBUF`).
     mergeable: bool,
     /// Taken from the queue, in its order, and not used yet.
-    chains: VecDeque<Chain<'m>>,
+    chains: VecDeque<Taken>,
+    /// Their buffers, kept as a system call wants them.
+    slices: VecDeque<VolatileSlice<'m>>,
     /// Bytes that they take.
     room: usize,
     spill: Box<[u8]>,
@@ -83,13 +85,21 @@ pub(super) struct Receiver<'m> {
     used: Vec<(u16, u32)>,
 }
 
+/// A chain whose buffers are among the receiver's slices.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    head: u16,
+    bytes: usize,
+    slices: usize,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Held {
     /// In all.
     bytes: usize,
     /// At its end, in the spill.
     spilled: usize,
-    /// Chains that are full of it.
+    /// Slices that are full of it.
     full: usize,
 }
 
@@ -99,6 +109,7 @@ impl<'m> Receiver<'m> {
             memory,
             mergeable,
             chains: VecDeque::new(),
+            slices: VecDeque::new(),
             room: 0,
             spill: vec![0; MAX_FRAME_BYTES].into(),
             held: None,
@@ -152,6 +163,7 @@ impl<'m> Receiver<'m> {
     pub(super) fn stop(&mut self, ring: &mut Ring) {
         self.held = None;
         self.room = 0;
+        self.slices.clear();
         for _ in self.chains.drain(..) {
             ring.undo_pop();
         }
@@ -180,22 +192,28 @@ impl<'m> Receiver<'m> {
             if chain.writable.len() < HEADER_BYTES {
                 return Err(RingError::Malformed);
             }
-            self.room += chain.writable.len();
-            self.chains.push_back(chain);
+            let slices = chain.writable.slices();
+            let bytes = chain.writable.len();
+            self.slices.extend(slices);
+            self.room += bytes;
+            self.chains.push_back(Taken {
+                head: chain.head,
+                bytes,
+                slices: slices.len(),
+            });
         }
         Ok(())
     }
 
     /// Reads a frame into all buffers, and the spill if they could be too short.
     fn read(&mut self, port: &dyn Port) -> std::io::Result<usize> {
-        let buffers = self.chains.iter().flat_map(|chain| chain.writable.slices());
-        let mut slices: Vec<VolatileSlice<'_>> = buffers.copied().collect();
-        if self.room < MAX_FRAME_BYTES {
-            // A system call takes IOV_MAX slices, and the spill is one. A driver that shreds its buffers so that there are
-            // more loses the middle of a frame.
-            slices.truncate(1023);
-            slices.push(VolatileSlice::from(&mut *self.spill));
+        if self.room >= MAX_FRAME_BYTES {
+            return port.receive(self.slices.make_contiguous());
         }
+        // A system call takes IOV_MAX slices, and the spill is one. A driver that shreds its buffers so that there are more
+        // loses the middle of a frame.
+        let mut slices: Vec<VolatileSlice<'_>> = self.slices.iter().take(1023).copied().collect();
+        slices.push(VolatileSlice::from(&mut *self.spill));
         port.receive(&slices)
     }
 
@@ -212,7 +230,7 @@ impl<'m> Receiver<'m> {
             self.held = Some(Held {
                 bytes,
                 spilled,
-                full: self.chains.len(),
+                full: self.slices.len(),
             });
         } else {
             Counters::count(&counters.receive_dropped);
@@ -233,9 +251,9 @@ impl<'m> Receiver<'m> {
         }
         self.held = None;
         let mut rest = self.spill.get(..held.spilled).unwrap_or_default();
-        for chain in self.chains.iter().skip(held.full) {
-            let copied = chain.writable.copy_from(rest);
-            rest = rest.get(copied..).unwrap_or_default();
+        for slice in self.slices.iter().skip(held.full) {
+            slice.copy_from(rest);
+            rest = rest.get(slice.len()..).unwrap_or_default();
         }
         self.give(held.bytes, ring, counters)?;
         Ok(true)
@@ -247,7 +265,7 @@ impl<'m> Receiver<'m> {
         self.used.clear();
         let mut count = 0_u16;
         for chain in &self.chains {
-            let here = left.min(chain.writable.len());
+            let here = left.min(chain.bytes);
             self.used
                 .push((chain.head, u32::try_from(here).map_err(|_| RingError::Malformed)?));
             left -= here;
@@ -257,16 +275,32 @@ impl<'m> Receiver<'m> {
             }
         }
         // The port does not write it (section 5.1.6.4 wants it, also where buffers are not merged).
-        if let Some(first) = self.chains.front() {
-            first.writable.copy_from_at(BUFFERS_OFFSET, &count.to_le_bytes());
-        }
+        self.write_count(count);
         for chain in self.chains.drain(..usize::from(count)) {
-            self.room -= chain.writable.len();
+            self.room -= chain.bytes;
+            self.slices.drain(..chain.slices);
         }
         ring.complete_together(self.memory, &self.used)?;
         Counters::count(&counters.received_frames);
         Counters::add(&counters.received_bytes, bytes - HEADER_BYTES);
         Ok(())
+    }
+
+    /// Writes `num_buffers` into the header at the beginning, which may be cut into pieces.
+    fn write_count(&self, count: u16) {
+        let [low, high] = count.to_le_bytes();
+        for (offset, byte) in [(BUFFERS_OFFSET, low), (BUFFERS_OFFSET + 1, high)] {
+            let mut before = offset;
+            for slice in &self.slices {
+                if let Ok(here) = slice.offset(before)
+                    && !here.is_empty()
+                {
+                    here.copy_from(&[byte]);
+                    break;
+                }
+                before = before.saturating_sub(slice.len());
+            }
+        }
     }
 }
 
