@@ -109,6 +109,7 @@ impl Machine {
             cmdline: format!("quiet loglevel=1 {}", setup.cmdline),
             console_fd: Some(console.as_raw_fd()),
             disks: disks.collect(),
+            networks: Vec::new(),
             vsock: vsock.as_ref().map(|listener| VsockConfig {
                 guest_cid: 3,
                 listener_fd: listener.as_raw_fd(),

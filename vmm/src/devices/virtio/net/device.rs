@@ -252,6 +252,14 @@ impl VirtioDevice for Net {
         VIRTIO_ID_NET
     }
 
+    fn backend(&self) -> String {
+        let [a, b, c, d, e, f] = self.settings.mac;
+        format!(
+            "a TAP interface, {} queues; the guest's address is {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}",
+            self.pairs.len()
+        )
+    }
+
     fn features(&self) -> u64 {
         let mut features = FEATURES.iter().fold(0, |all, feature| all | (1 << feature));
         if self.settings.mtu.is_some() {
