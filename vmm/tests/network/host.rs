@@ -17,8 +17,8 @@ use rvm_vmm::sys::open_tap;
 
 use crate::guest::{CONTROL, HOST};
 
-/// Long for anything here, also where everything is emulated.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// Long for anything here, also where everything is emulated on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 const TAP: &str = "tap0";
 const MEMORY_MIB: u32 = 128;
 
