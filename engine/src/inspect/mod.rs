@@ -253,12 +253,13 @@ fn config(record: &Record, spec: &Spec) -> Config {
     }
 }
 
-/// A moment in milliseconds since the epoch as RFC 3339 has it.
+/// A moment in milliseconds since the epoch as RFC 3339 has it, with as many digits whatever they are: so text sorts as
+/// time does.
 fn moment(milliseconds: Option<u64>) -> String {
     let moment = milliseconds
         .and_then(|milliseconds| i64::try_from(milliseconds).ok())
         .and_then(|milliseconds| Timestamp::from_millisecond(milliseconds).ok());
-    moment.map_or_else(|| NEVER.to_owned(), |moment| moment.to_string())
+    moment.map_or_else(|| NEVER.to_owned(), |moment| format!("{moment:.3}"))
 }
 
 #[cfg(test)]
@@ -341,8 +342,8 @@ mod tests {
                 ("/State/OOMKilled", json!(true)),
                 ("/State/ExitCode", json!(137)),
                 ("/State/Pid", json!(0)),
-                ("/State/StartedAt", json!("2023-11-14T22:13:21Z")),
-                ("/State/FinishedAt", json!("2023-11-14T22:13:29Z")),
+                ("/State/StartedAt", json!("2023-11-14T22:13:21.000Z")),
+                ("/State/FinishedAt", json!("2023-11-14T22:13:29.000Z")),
                 ("/HostConfig/Memory", json!(64 << 20)),
                 ("/HostConfig/NanoCpus", json!(500_000_000)),
                 ("/HostConfig/AutoRemove", json!(true)),
