@@ -95,6 +95,7 @@ const START_UP: &[Call] = &[
     any(libc::SYS_readv),
     any(libc::SYS_pread64),
     any(libc::SYS_preadv), // disks
+    any(libc::SYS_preadv2),
     any(libc::SYS_pwritev),
     any(libc::SYS_fallocate),
     any(libc::SYS_fdatasync),
@@ -152,7 +153,11 @@ const DISK: &[Call] = &[
 ];
 
 /// What is submitted this way no filter sees; `sys/uring.rs` says how the ring itself is restricted.
-const DISK_RING: &[Call] = &[any(libc::SYS_io_uring_enter)];
+const DISK_RING: &[Call] = &[
+    any(libc::SYS_io_uring_enter),
+    any(libc::SYS_preadv2), // what the host has in its cache
+    any(libc::SYS_pwritev), // into that cache
+];
 
 /// `TUNSETOFFLOAD` and `TUNSETQUEUE` (include/uapi/linux/if_tun.h).
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;

@@ -372,6 +372,18 @@ pub(crate) fn read_at(file: &File, into: &[VolatileSlice<'_>], offset: u64) -> i
     })
 }
 
+/// Reads as [`read_at`] does, but only what the host has in its cache.
+///
+/// # Errors
+/// Those of `preadv2(2)`: `EAGAIN` if nothing of it is there, `EOPNOTSUPP` if the file system cannot tell.
+pub(crate) fn read_cached_at(file: &File, into: &[VolatileSlice<'_>], offset: u64) -> io::Result<usize> {
+    let offset = file_offset(offset)?;
+    vectored(into, |vector, count| {
+        // SAFETY: as in `read_at`.
+        unsafe { libc::preadv2(file.as_raw_fd(), vector, count, offset, libc::RWF_NOWAIT) }
+    })
+}
+
 /// Writes guest memory to `file` at `offset`; returns the bytes written.
 ///
 /// # Errors

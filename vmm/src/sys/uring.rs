@@ -1,5 +1,5 @@
-//! An io_uring that can do little: read, write, synchronise and allocate files that were registered with it, from and to
-//! guest memory, and watch one event descriptor. It is restricted to that for good before it is used, because seccomp
+//! An io_uring that can do little: read files that were registered with it into guest memory, make them durable, allocate
+//! their space, and watch one event descriptor. It is restricted to that for good before it is used, because seccomp
 //! sees only that something was submitted, not what.
 
 use std::fs::File;
@@ -36,7 +36,7 @@ pub(crate) enum Completion {
     Ended {
         /// The number that it was started with.
         token: u16,
-        /// Bytes that were read or written.
+        /// Bytes that were read.
         result: io::Result<usize>,
     },
 }
@@ -95,27 +95,6 @@ impl Uring {
                 .offset(offset)
                 .build(),
             many => opcode::Readv::new(Fixed(file), many.as_ptr(), count(many))
-                .offset(offset)
-                .build(),
-        })
-    }
-
-    /// Starts to write at `offset` of `file`.
-    ///
-    /// # Errors
-    /// [`Uring::start`].
-    pub(crate) fn write(
-        &mut self,
-        token: u16,
-        file: u32,
-        from: &[VolatileSlice<'_>],
-        offset: u64,
-    ) -> io::Result<()> {
-        self.start(token, from, |vector| match vector {
-            [one] => opcode::Write::new(Fixed(file), one.iov_base.cast(), length(one))
-                .offset(offset)
-                .build(),
-            many => opcode::Writev::new(Fixed(file), many.as_ptr(), count(many))
                 .offset(offset)
                 .build(),
         })
@@ -238,8 +217,6 @@ fn restrictions() -> Vec<Restriction> {
     let operations = [
         opcode::Read::CODE,
         opcode::Readv::CODE,
-        opcode::Write::CODE,
-        opcode::Writev::CODE,
         opcode::Fsync::CODE,
         opcode::Fallocate::CODE,
     ];

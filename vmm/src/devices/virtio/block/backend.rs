@@ -1,5 +1,9 @@
-//! Who does the work on a disk's files: a ring, which does many operations at a time, or where the host has none the
+//! Who does the work on a disk's files: a ring, which waits for many operations at a time, or where the host has none the
 //! calling thread, which waits for each.
+//!
+//! What need not be waited for is a plain call in both cases, which is cheaper than a submission: data that the host has in
+//! its cache is read, and data is written into that cache. The ring gets what has to come from the device, and what makes
+//! data durable or gives space back.
 
 use std::fmt;
 use std::fs::File;
@@ -66,7 +70,10 @@ pub(super) enum OperationKind<'a, 'm> {
 
 /// The back end of one disk, on the disk's thread.
 pub(super) enum Backend {
-    Ring(Box<Uring>),
+    Ring {
+        disk: Arc<Disk>,
+        ring: Box<Uring>,
+    },
     Calls {
         disk: Arc<Disk>,
         notification: EventFd,
@@ -79,7 +86,10 @@ impl Backend {
     pub(super) fn new(disk: Arc<Disk>, notification: EventFd) -> Self {
         let files: Vec<&File> = disk.files().collect();
         match Uring::new(&files, &notification) {
-            Ok(ring) => Self::Ring(Box::new(ring)),
+            Ok(ring) => Self::Ring {
+                ring: Box::new(ring),
+                disk,
+            },
             Err(error) => Self::calls(disk, notification, format!("cannot make an io_uring: {error}")),
         }
     }
@@ -95,7 +105,7 @@ impl Backend {
 
     pub(super) fn kind(&self) -> BackendKind {
         match self {
-            Self::Ring(_) => BackendKind::Asynchronous,
+            Self::Ring { .. } => BackendKind::Asynchronous,
             Self::Calls { reason, .. } => BackendKind::Synchronous {
                 reason: reason.clone(),
             },
@@ -105,7 +115,7 @@ impl Backend {
     /// What the thread may do once this exists.
     pub(super) fn thread_kind(&self) -> Kind {
         match self {
-            Self::Ring(_) => Kind::DiskRing,
+            Self::Ring { .. } => Kind::DiskRing,
             Self::Calls { .. } => Kind::Disk,
         }
     }
@@ -113,7 +123,7 @@ impl Backend {
     /// Most operations that are under way at a time.
     pub(super) fn depth(&self) -> u16 {
         match self {
-            Self::Ring(_) => uring::MAX_OPERATIONS,
+            Self::Ring { .. } => uring::MAX_OPERATIONS,
             Self::Calls { .. } => 1,
         }
     }
@@ -122,7 +132,10 @@ impl Backend {
     /// not have an operation under way.
     pub(super) fn begin(&mut self, token: u16, operation: Operation<'_, '_>) -> Option<io::Result<usize>> {
         match self {
-            Self::Ring(ring) => submit(ring, token, operation).err().map(Err),
+            Self::Ring { disk, ring } => match call_without_waiting(disk, operation) {
+                Some(result) => Some(result),
+                None => submit(ring, token, operation).err().map(Err),
+            },
             Self::Calls { disk, .. } => Some(call(disk, operation)),
         }
     }
@@ -133,7 +146,7 @@ impl Backend {
     /// None that pass by themselves.
     pub(super) fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
         match self {
-            Self::Ring(ring) => ring.wait(completions),
+            Self::Ring { ring, .. } => ring.wait(completions),
             Self::Calls { notification, .. } => {
                 // Interrupted by a signal or not, the queues are looked at again.
                 let _ = notification.read();
@@ -154,12 +167,26 @@ fn submit(ring: &mut Uring, token: u16, operation: Operation<'_, '_>) -> io::Res
     let file = u32::try_from(operation.place).map_err(io::Error::other)?;
     match operation.kind {
         OperationKind::Read { offset, into } => ring.read(token, file, into, offset),
-        OperationKind::Write { offset, from } => ring.write(token, file, from, offset),
+        // Never waited for, so never submitted.
+        OperationKind::Write { .. } => Err(io::ErrorKind::Unsupported.into()),
         OperationKind::Synchronise => ring.synchronise(token, file),
         OperationKind::Allocate { flags, extent } => {
             let mode = flags.bits().cast_signed();
             ring.allocate(token, file, mode, extent.offset, extent.bytes)
         }
+    }
+}
+
+/// Carries out an operation that need not wait for a device; `None` if it has to.
+fn call_without_waiting(disk: &Disk, operation: Operation<'_, '_>) -> Option<io::Result<usize>> {
+    match operation.kind {
+        OperationKind::Read { offset, into } => {
+            let file = disk.files().nth(operation.place)?;
+            // What it cannot read at once, for whatever reason, is waited for, and what fails then has failed.
+            sys::read_cached_at(file, into, offset).ok().map(Ok)
+        }
+        OperationKind::Write { .. } => Some(call(disk, operation)),
+        OperationKind::Synchronise | OperationKind::Allocate { .. } => None,
     }
 }
 

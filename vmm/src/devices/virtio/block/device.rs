@@ -44,12 +44,13 @@ pub const MAX_QUEUES: u8 = 4;
 /// A block device.
 #[derive(Debug)]
 pub struct Block {
+    /// Before the disk, so that the thread has ended when the disk's files are closed, which it may not do.
+    worker: Worker,
     disk: Arc<Disk>,
     /// One event descriptor for all queues, under as many numbers as there are queues. Blocking: the thread may wait in a
     /// read of it.
     notifications: Vec<EventFd>,
     queue_sizes: Vec<u16>,
-    worker: Worker,
     /// What the thread was doing before the machine was paused.
     paused: Option<Task>,
 }
