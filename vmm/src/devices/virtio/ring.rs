@@ -7,7 +7,7 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::chain::{Chain, ChainError};
-use crate::memory::{Bytes as _, GuestAddress, GuestMemory};
+use crate::memory::{Bytes as _, GuestAddress, GuestMemory, GuestMemoryBackend as _};
 
 /// Where a queue lies and how far it was used: what a guest can see of it, and all that is needed to go on with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,7 +85,7 @@ impl Ring {
             used_ring: state.used,
         };
         let queue = Queue::try_from(state).map_err(|_| RingError::Invalid)?;
-        if queue.is_valid(memory) {
+        if queue.is_valid(memory) && is_in_memory(&state, memory) {
             Ok(Self {
                 queue,
                 asked: state.next_used,
@@ -251,6 +251,20 @@ impl Ring {
     }
 }
 
+/// Whether descriptor table and rings are memory from their first byte to their last (sections 2.7.5, 2.7.6 and 2.7.8, with
+/// event indices). The library's own check looks at their ends only, and so finds nothing wrong with a ring that begins in
+/// the hole below memory.
+fn is_in_memory(state: &virtio_queue::QueueState, memory: &GuestMemory) -> bool {
+    let size = usize::from(state.size);
+    [
+        (state.desc_table, 16 * size),
+        (state.avail_ring, 6 + 2 * size),
+        (state.used_ring, 6 + 8 * size),
+    ]
+    .into_iter()
+    .all(|(address, bytes)| memory.check_range(GuestAddress(address), bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,6 +293,33 @@ mod tests {
         check(|state| state.used += 2, false);
         check(|state| state.used = 0x4000_0000, false);
         check(|state| state.descriptors = u64::MAX - 15, false);
+    }
+
+    #[test]
+    fn a_ring_that_begins_outside_of_memory_is_not_valid() {
+        let ranges = [(GuestAddress(0), 0x4000), (GuestAddress(0x5000), 0x1000)];
+        let memory = GuestMemory::from_ranges(&ranges).unwrap();
+        let valid = |address: fn(&mut RingState) -> &mut u64, value| {
+            let mut state = Driver::new(8).state();
+            (state.descriptors, state.available, state.used) = (0, 0x1000, 0x2000);
+            *address(&mut state) = value;
+            Ring::new(state, 8, true, &memory).is_ok()
+        };
+        for address in [
+            (|state| &mut state.descriptors) as fn(&mut RingState) -> &mut u64,
+            |state| &mut state.available,
+            |state| &mut state.used,
+        ] {
+            assert!(valid(address, 0x5000));
+            assert!(
+                !valid(address, 0x4ff0),
+                "it begins in the hole and ends in memory"
+            );
+            assert!(
+                !valid(address, 0x3ff0),
+                "it begins in memory and ends in the hole"
+            );
+        }
     }
 
     #[test]
