@@ -126,7 +126,9 @@ impl MmioTransport {
     /// [`RestoreError`]; the machine must not be run then.
     pub fn restore(&mut self, saved: &VirtioState) -> Result<(), RestoreError> {
         let transport = &saved.transport;
-        if transport.driver_features & !self.device_features != 0 {
+        // Before they are agreed on, features are what the driver likes to write.
+        let agreed = transport.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        if agreed && transport.driver_features & !self.device_features != 0 {
             return Err(RestoreError::Differs("features"));
         }
         if transport.queues.len() != self.queue_sizes.len() {
@@ -667,6 +669,16 @@ mod tests {
             assert_eq!(other.active(), None);
             assert_eq!(other.transport.save(), saved);
         }
+    }
+
+    #[test]
+    fn features_that_were_not_agreed_on_are_not_looked_at() {
+        let mut machine = Machine::new();
+        machine.negotiate(1 << 6);
+        let saved = machine.transport.save();
+        let mut other = Machine::new();
+        other.transport.restore(&saved).unwrap();
+        assert_eq!(other.transport.save(), saved);
     }
 
     #[test]
