@@ -299,6 +299,8 @@ impl Connection {
                     Phase::Closed
                 };
             }
+            // The connection is ending. What else the guest sends would reach the host behind a gap.
+            _ if self.reset_due => {}
             (Phase::Requested { sent: true }, operation::RESPONSE) => self.accepted(),
             (Phase::Open, operation::DATA) => self.receive_data(data),
             (Phase::Open, operation::SHUTDOWN) => self.receive_shutdown(header.flags),

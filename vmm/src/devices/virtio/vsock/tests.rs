@@ -448,6 +448,26 @@ fn what_was_sent_before_a_reset_still_arrives() {
 }
 
 #[test]
+fn a_connection_that_has_failed_is_not_opened() {
+    let mut machine = Machine::new();
+    let mut client = machine.client();
+    client.write_all(b"CONNECT 1024\n").unwrap();
+    let port = machine.received()[0].0.source_port;
+    // Data before the answer is a fault; what follows while the reset is on its way does not mend it.
+    machine.queues.to_guest = Driver::in_memory(machine.memory.clone(), 128, 3).ring();
+    machine.send(machine.packet(port, DATA), b"lost");
+    machine.send_control(port, RESPONSE);
+    machine.send(machine.packet(port, DATA), b"behind a gap");
+    machine.queues.to_guest = machine.to_guest.ring();
+    machine.to_guest.forget();
+    machine.serve().unwrap();
+    drop(machine);
+    let mut all = Vec::new();
+    client.read_to_end(&mut all).unwrap();
+    assert_eq!(all, b"");
+}
+
+#[test]
 fn packets_without_a_connection_are_answered_with_a_reset() {
     let mut machine = Machine::new();
     for operation in [REQUEST, RESPONSE, DATA, SHUTDOWN, CREDIT_UPDATE, 99] {
