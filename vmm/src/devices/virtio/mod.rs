@@ -9,6 +9,8 @@ pub mod block;
 pub mod chain;
 #[cfg(test)]
 pub(crate) mod hostile;
+#[cfg(test)]
+mod hostile_guest;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
