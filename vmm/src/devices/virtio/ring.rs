@@ -85,7 +85,7 @@ impl Ring {
             used_ring: state.used,
         };
         let queue = Queue::try_from(state).map_err(|_| RingError::Invalid)?;
-        if queue.is_valid(memory) && is_in_memory(&state, memory) {
+        if queue.is_valid(memory) && is_well_placed(&state, memory) {
             Ok(Self {
                 queue,
                 asked: state.next_used,
@@ -180,15 +180,17 @@ impl Ring {
         ready: impl Fn(&T) -> bool,
         mut serve: impl FnMut(&mut T, &Chain<'_>) -> Result<Option<u32>, RingError>,
     ) -> Result<Outcome, RingError> {
-        let (mut served, mut more) = (0, false);
+        let (mut served, mut looks, mut more) = (0, 0, false);
         self.disable_notifications(memory)?;
         while ready(context) {
-            if served == limit {
+            // A driver that offers something and takes it back, again and again, is one that has much to do.
+            if served == limit || looks == limit {
                 more = true;
                 break;
             }
             let Some(chain) = self.pop(memory)? else {
                 if self.enable_notifications(memory)? {
+                    looks += 1;
                     continue;
                 }
                 break;
@@ -251,18 +253,25 @@ impl Ring {
     }
 }
 
-/// Whether descriptor table and rings are memory from their first byte to their last (sections 2.7.5, 2.7.6 and 2.7.8, with
-/// event indices). The library's own check looks at their ends only, and so finds nothing wrong with a ring that begins in
-/// the hole below memory.
-fn is_in_memory(state: &virtio_queue::QueueState, memory: &GuestMemory) -> bool {
-    let size = usize::from(state.size);
-    [
-        (state.desc_table, 16 * size),
-        (state.avail_ring, 6 + 2 * size),
-        (state.used_ring, 6 + 8 * size),
-    ]
-    .into_iter()
-    .all(|(address, bytes)| memory.check_range(GuestAddress(address), bytes))
+/// Whether descriptor table and rings (sections 2.7.5, 2.7.6 and 2.7.8, with event indices) can be told apart.
+///
+/// They have to be memory from the first byte to the last: the library's own check looks at their ends only, and so finds
+/// nothing wrong with a ring that begins in the hole below memory. And what the device writes, the used ring, may not be
+/// what the driver tells it: with a flag of one in the place of the index of the other, each look at an empty queue would
+/// make it seem to have something.
+fn is_well_placed(state: &virtio_queue::QueueState, memory: &GuestMemory) -> bool {
+    let size = u64::from(state.size);
+    let descriptors = (state.desc_table, 16 * size);
+    let available = (state.avail_ring, 6 + 2 * size);
+    let used = (state.used_ring, 6 + 8 * size);
+    let in_memory = |(address, bytes): (u64, u64)| {
+        usize::try_from(bytes).is_ok_and(|bytes| memory.check_range(GuestAddress(address), bytes))
+    };
+    // What is in memory ends without an overflow.
+    let apart = |one: (u64, u64), other: (u64, u64)| one.0 + one.1 <= other.0 || other.0 + other.1 <= one.0;
+    [descriptors, available, used].into_iter().all(in_memory)
+        && apart(used, available)
+        && apart(used, descriptors)
 }
 
 #[cfg(test)]
@@ -319,6 +328,35 @@ mod tests {
                 !valid(address, 0x3ff0),
                 "it begins in memory and ends in the hole"
             );
+        }
+    }
+
+    #[test]
+    fn a_used_ring_may_not_be_what_the_driver_writes() {
+        let driver = Driver::new(8);
+        let valid = |used| {
+            let state = RingState {
+                used,
+                ..driver.state()
+            };
+            Ring::new(state, 8, false, &driver.memory).is_ok()
+        };
+        let RingState {
+            descriptors,
+            available,
+            ..
+        } = driver.state();
+        // Eight descriptors take 128 bytes, the rings 22 and 70.
+        for (used, expected) in [
+            (available, false),
+            (available - 68, false),
+            (available - 72, true),
+            (available + 20, false),
+            (available + 24, true),
+            (descriptors + 124, false),
+            (descriptors + 128, true),
+        ] {
+            assert_eq!(valid(used), expected, "{used:#x}");
         }
     }
 

@@ -9,6 +9,9 @@ use crate::memory::GuestMemory;
 /// Most bytes that one request gets; a driver that wants more asks again. Linux asks for 64.
 const MAX_REQUEST_BYTES: usize = 4096;
 
+/// Looks at the queue in one turn. A driver that offers something and takes it back each time waits for the refill.
+const MAX_LOOKS: u32 = 64;
+
 /// Bytes per refill. With a refill each 100 ms that is 640 KiB/s, far more than a guest needs and far less than would
 /// show on the host's processors.
 pub(super) const BUDGET_BYTES: u32 = 64 << 10;
@@ -35,7 +38,7 @@ impl Budget {
 pub(super) struct Outcome {
     /// The driver wants an interrupt.
     pub(super) signal: bool,
-    /// The budget is used up and requests may be waiting.
+    /// The budget is used up, or the driver keeps the device too long, and requests may be waiting.
     pub(super) exhausted: bool,
 }
 
@@ -48,7 +51,7 @@ pub(super) fn process(
     memory: &GuestMemory,
     budget: &mut Budget,
 ) -> Result<Outcome, RingError> {
-    let mut used = false;
+    let (mut used, mut looks) = (false, 0);
     let exhausted = loop {
         ring.disable_notifications(memory)?;
         while budget.0 > 0
@@ -58,7 +61,8 @@ pub(super) fn process(
             ring.complete(memory, chain.head, written)?;
             used = true;
         }
-        if budget.0 == 0 {
+        looks += 1;
+        if budget.0 == 0 || looks == MAX_LOOKS {
             break true;
         }
         if !ring.enable_notifications(memory)? {
