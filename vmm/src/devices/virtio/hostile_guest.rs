@@ -193,7 +193,7 @@ fn block() -> Machine {
     }];
     let read_only = false;
     let disk = Disk::new(resources::Disk { parts, read_only }).unwrap();
-    let device = Block::new(disk, &Filters::none()).unwrap();
+    let device = Block::new(disk, 1, &Filters::none()).unwrap();
     Machine::new(device, vec![(0, (vec![0; 16], &[512, 1]))])
 }
 
@@ -236,7 +236,9 @@ fn stop() -> Arc<StopSignal> {
     Arc::new(StopSignal::new().unwrap())
 }
 
-const MACHINES: [(&str, fn() -> Machine); 4] = [
+type Maker = fn() -> Machine;
+
+const MACHINES: [(&str, Maker); 4] = [
     ("block", block),
     ("rng", rng),
     ("balloon", balloon),
