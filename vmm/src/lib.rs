@@ -9,6 +9,7 @@
 
 pub mod arch;
 pub mod attach;
+pub mod bpf;
 pub mod builder;
 pub mod bus;
 pub mod command;

@@ -3,13 +3,12 @@
 //! Filters add up and are inherited: a thread of the machine has passed [`Kind::StartUp`]'s and its own, so it may only do
 //! what both allow. Installing one sets `no_new_privs` (seccomp(2)).
 
-use std::collections::BTreeMap;
+use std::num::TryFromIntError;
 use std::sync::Arc;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
+use seccompiler::BpfProgram;
+
+use crate::bpf::{self, Argument};
 
 /// What a thread is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +30,6 @@ pub enum Kind {
 /// A system call that is allowed, if its arguments are as the conditions say.
 struct Call(i64, &'static [Argument]);
 
-/// A condition on an argument, counted from 0, of which the lower 32 bits count.
-enum Argument {
-    Is(u8, u64),
-    HasNone(u8, u64),
-}
-
 const fn any(number: i64) -> Call {
     Call(number, &[])
 }
@@ -45,7 +38,7 @@ const fn ioctl(request: &'static [Argument]) -> Call {
     Call(libc::SYS_ioctl, request)
 }
 
-const MMAP_PROTECTION: Argument = Argument::HasNone(2, libc::PROT_EXEC as u64);
+const MMAP_PROTECTION: Argument = Argument::HasNone(2, libc::PROT_EXEC.cast_unsigned());
 
 /// What the language's runtime needs on any thread: memory, locks, and an orderly or disorderly end.
 const COMMON: &[Call] = &[
@@ -129,19 +122,21 @@ const EVENT_LOOP: &[Call] = &[
     any(libc::SYS_shutdown),
 ];
 
-/// `KVM_RUN`, `KVM_KVMCLOCK_CTRL` and `KVM_GET_REGS` (include/uapi/linux/kvm.h).
-const KVM_RUN: u64 = 0xae80;
-const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
-const KVM_GET_REGS: u64 = 0x8090_ae81;
+/// `KVM_RUN` and others (include/uapi/linux/kvm.h).
+const KVM_RUN: u32 = 0xae80;
+const KVM_KVMCLOCK_CTRL: u32 = 0xaead;
+const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 
 const VCPU: &[Call] = &[
     ioctl(&[Argument::Is(1, KVM_RUN)]),
     ioctl(&[Argument::Is(1, KVM_KVMCLOCK_CTRL)]), // a guest that was paused
     ioctl(&[Argument::Is(1, KVM_GET_REGS)]),      // where a guest was that has failed
-    any(libc::SYS_epoll_ctl),                     // a device that the driver starts or stops
-    any(libc::SYS_timerfd_settime),               // a device that the driver stops
-    any(libc::SYS_shutdown),                      // the same
-    any(libc::SYS_sendto),                        // the doorbell's events
+    ioctl(&[Argument::Is(1, KVM_SET_GSI_ROUTING)]), // an interrupt line that the guest's IOAPIC driver sets up
+    any(libc::SYS_epoll_ctl),                       // a device that the driver starts or stops
+    any(libc::SYS_timerfd_settime),                 // a device that the driver stops
+    any(libc::SYS_shutdown),                        // the same
+    any(libc::SYS_sendto),                          // the doorbell's events
 ];
 
 const DISK: &[Call] = &[
@@ -160,8 +155,8 @@ const DISK_RING: &[Call] = &[
 ];
 
 /// `TUNSETOFFLOAD` and `TUNSETQUEUE` (include/uapi/linux/if_tun.h).
-const TUNSETOFFLOAD: u64 = 0x4004_54d0;
-const TUNSETQUEUE: u64 = 0x4004_54d9;
+const TUNSETOFFLOAD: u32 = 0x4004_54d0;
+const TUNSETQUEUE: u32 = 0x4004_54d9;
 
 const NET: &[Call] = &[
     any(libc::SYS_epoll_wait),
@@ -176,7 +171,7 @@ const NET: &[Call] = &[
 pub enum Error {
     /// A list is not one that a filter can be made of.
     #[error("cannot compile a seccomp filter")]
-    Compile(#[from] seccompiler::BackendError),
+    Compile(#[from] bpf::Unfit),
     /// The kernel refused it.
     #[error("cannot install a seccomp filter")]
     Install(#[source] seccompiler::Error),
@@ -230,30 +225,11 @@ impl Filters {
 }
 
 fn compile(lists: &[&[Call]]) -> Result<BpfProgram, Error> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for Call(number, arguments) in lists.iter().flat_map(|list| list.iter()) {
-        // A call without rules is allowed whatever its arguments.
-        let of_call = rules.entry(*number).or_default();
-        if !arguments.is_empty() {
-            let conditions = arguments.iter().map(condition).collect::<Result<_, _>>()?;
-            of_call.push(SeccompRule::new(conditions)?);
-        }
-    }
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )?;
-    Ok(filter.try_into()?)
-}
-
-fn condition(argument: &Argument) -> Result<SeccompCondition, seccompiler::BackendError> {
-    let (index, operator, value) = match argument {
-        Argument::Is(index, value) => (*index, SeccompCmpOp::Eq, *value),
-        Argument::HasNone(index, bits) => (*index, SeccompCmpOp::MaskedEq(*bits), 0),
-    };
-    SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, value)
+    let calls = lists.iter().flat_map(|list| list.iter());
+    let allowed = calls.map(|Call(number, arguments)| Ok((u32::try_from(*number)?, *arguments)));
+    let allowed = allowed.collect::<Result<Vec<_>, TryFromIntError>>();
+    let allowed = allowed.map_err(|_| bpf::Unfit)?;
+    Ok(bpf::compile(&allowed)?)
 }
 
 #[cfg(test)]
