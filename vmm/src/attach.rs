@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::cmdline::CommandLine;
-use crate::arch::x86_64::layout::{FIRST_DEVICE_INTERRUPT, LAST_INTERRUPT, MMIO_DEVICE_BYTES, MMIO_START};
+use crate::arch::x86_64::layout::{DEVICE_INTERRUPTS, MMIO_DEVICE_BYTES, MMIO_START};
 use crate::bus::{Bus, Overlap, lock};
 use crate::devices::virtio::balloon::{Balloon, BalloonSubscriber};
 use crate::devices::virtio::block::{Block, Disk, DiskError};
@@ -27,7 +27,7 @@ use crate::vm::{Vm, VmError};
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// There are as many devices as interrupt lines already.
-    #[error("the machine has at most {most} virtio devices", most = LAST_INTERRUPT - FIRST_DEVICE_INTERRUPT + 1)]
+    #[error("the machine has at most {most} virtio devices", most = DEVICE_INTERRUPTS.len())]
     TooMany,
     /// An event descriptor, timer or duplicate could not be made.
     #[error("cannot make a device's event descriptors")]
@@ -82,7 +82,7 @@ pub struct VirtioDevices<'a> {
     bus: Bus,
     subscribers: Vec<Subscriber>,
     devices: Vec<AttachedDevice>,
-    attached: u32,
+    attached: usize,
     disks: usize,
     networks: usize,
 }
@@ -170,6 +170,12 @@ impl<'a> VirtioDevices<'a> {
         self.attach(device)
     }
 
+    /// How many there are.
+    #[must_use]
+    pub fn attached(&self) -> usize {
+        self.attached
+    }
+
     /// The bus with all devices, those that the event loop has to serve, and all of them.
     #[must_use]
     pub fn finish(self) -> (Bus, Vec<Subscriber>, Vec<AttachedDevice>) {
@@ -177,11 +183,9 @@ impl<'a> VirtioDevices<'a> {
     }
 
     fn attach(&mut self, device: SharedDevice) -> Result<(), DeviceError> {
-        let line = FIRST_DEVICE_INTERRUPT + self.attached;
-        if line > LAST_INTERRUPT {
-            return Err(DeviceError::TooMany);
-        }
-        let address = MMIO_START + u64::from(self.attached) * MMIO_DEVICE_BYTES;
+        let line = *DEVICE_INTERRUPTS.get(self.attached).ok_or(DeviceError::TooMany)?;
+        let index = u64::try_from(self.attached).map_err(|_| DeviceError::TooMany)?;
+        let address = MMIO_START + index * MMIO_DEVICE_BYTES;
         self.attached += 1;
 
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::Descriptor)?;
@@ -198,7 +202,7 @@ impl<'a> VirtioDevices<'a> {
         self.devices.push(AttachedDevice {
             transport,
             address,
-            line,
+            line: u32::from(line),
         });
         self.command_line
             .add(&format!("virtio_mmio.device=4K@{address:#x}:{line}"));

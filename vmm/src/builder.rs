@@ -9,13 +9,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::arch::x86_64::boot::{self, BootError, Ramdisk};
 use crate::arch::x86_64::cmdline::{CommandLine, CommandLineError};
 use crate::arch::x86_64::kernel::{Kernel, KernelError};
-use crate::arch::x86_64::layout::SERIAL_INTERRUPT;
+use crate::arch::x86_64::layout::{self, IOAPIC, SERIAL_INTERRUPT};
 use crate::arch::x86_64::mptable::{self, MpTableError};
 use crate::arch::x86_64::registers;
 use crate::attach::{DeviceError, VirtioDevices};
 use crate::bus::{Bus, Overlap};
 use crate::devices::console::Console;
 use crate::devices::doorbell::Doorbell;
+use crate::devices::ioapic::{self, Ioapic};
 use crate::devices::reset::{self, KeyboardController};
 use crate::devices::serial::{self, InterruptLine, Serial};
 use crate::machine::Machine;
@@ -76,8 +77,8 @@ pub fn build(
 ) -> Result<Machine, BuildError> {
     let kvm = sys::kvm_from(resources.kvm);
     let memory = memory::allocate(resources.memory_mib)?;
-    let (kernel, ramdisk) = load_kernel(&memory, &mut resources.kernel, &mut resources.initrd)?;
-    let mut command_line = command_line(&resources.cmdline)?;
+    let (kernel, ramdisk) = load_kernel(&memory, &resources.kernel, &mut resources.initrd)?;
+    let mut command_line = command_line(&resources.cmdline, resources.vcpus)?;
     let vm = Vm::new(&kvm, memory, resources.vcpus)?;
     let stop = Arc::new(StopSignal::new().map_err(BuildError::EventDescriptor)?);
     let console = Console::new(resources.console);
@@ -100,10 +101,14 @@ pub fn build(
     }
     devices.add_rng(&stop)?;
     devices.add_balloon(&stop)?;
-    let (mmio, subscribers, devices) = devices.finish();
+    let lines = layout::interrupt_lines(devices.attached());
+    let (mut mmio, subscribers, devices) = devices.finish();
+    let ioapic = Ioapic::new(lines, vm.interrupt_router(), stop.clone());
+    let place = u64::from(IOAPIC)..u64::from(IOAPIC) + ioapic::BYTES;
+    mmio.add(place, Arc::new(Mutex::new(ioapic)))?;
 
     boot::write_parameters(vm.memory(), &command_line, ramdisk)?;
-    mptable::write(vm.memory(), resources.vcpus)?;
+    mptable::write(vm.memory(), resources.vcpus, lines)?;
     registers::write_tables(vm.memory()).map_err(BuildError::Tables)?;
     let vcpus = create_vcpus(&vm, resources.vcpus, kernel.entry)?;
     let surroundings = Surroundings {
@@ -127,7 +132,7 @@ pub fn build(
 
 fn load_kernel(
     memory: &GuestMemory,
-    kernel: &mut File,
+    kernel: &File,
     initrd: &mut [File],
 ) -> Result<(Kernel, Ramdisk), BuildError> {
     let ramdisk_bytes = boot::ramdisk_bytes(initrd)?;
@@ -136,13 +141,17 @@ fn load_kernel(
 }
 
 /// The caller's parameters, and defaults for what the caller left open. `quiet` because each character on the console is
-/// an exit; a panic is printed all the same.
-fn command_line(text: &str) -> Result<CommandLine, CommandLineError> {
+/// an exit; a panic is printed all the same. One processor's variables need a tenth of the 2 MiB that the kernel otherwise
+/// clears for them.
+fn command_line(text: &str, vcpus: u8) -> Result<CommandLine, CommandLineError> {
     let mut line = CommandLine::new(text)?;
     line.add_default("console=ttyS0", &[]);
     line.add_default("reboot=k", &[]);
     line.add_default("panic=-1", &[]);
     line.add_default("quiet", &["debug", "loglevel", "ignore_loglevel"]);
+    if vcpus == 1 {
+        line.add_default("percpu_alloc=page", &[]);
+    }
     Ok(line)
 }
 

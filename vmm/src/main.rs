@@ -19,13 +19,14 @@ use rvm_vmm::machine::{self, Machine};
 use rvm_vmm::reporter::{Reporter, Start};
 use rvm_vmm::resources::Resources;
 use rvm_vmm::seccomp::{Filters, Kind};
-use rvm_vmm::sys::{Inherited, termination_descriptor};
+use rvm_vmm::sys::{Inherited, share_heap, termination_descriptor};
 
 /// A configuration names at most a few thousand descriptors.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     let start = Start::now();
+    share_heap();
     match run(start) {
         Ok(stopped) if stopped.reason.is_guest_made() => ExitCode::SUCCESS,
         Ok(stopped) => {

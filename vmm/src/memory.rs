@@ -6,7 +6,8 @@
 //!
 //! Huge pages are asked for, and addresses here and in the guest agree modulo their size, without which KVM could not
 //! map them: a boot touches a few thousand small pages, and each costs an exit. The price is that memory is taken 2 MiB at
-//! a time.
+//! a time. So the blocks of which a guest is known to touch little are left to small pages: those of the kernel's image that
+//! are mostly padding.
 //!
 //! This is the only module that names the vm-memory crate, so that a move to another of its generations stays small.
 
@@ -97,6 +98,30 @@ pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
         .collect::<io::Result<Vec<_>>>()
         .map_err(failed)?;
     GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))
+}
+
+/// What the host can back by one page, if it is asked to, in bytes.
+pub const BLOCK_BYTES: u64 = 2 << 20;
+
+/// Lets small pages back the blocks that the addresses from `start` up to `end` belong to: for blocks of which little is
+/// ever touched. What lies beyond memory is left out.
+///
+/// # Errors
+/// If `start` lies beyond memory.
+pub fn use_small_pages(memory: &GuestMemory, start: u64, end: u64) -> Result<(), GuestMemoryError> {
+    let start = start & !(BLOCK_BYTES - 1);
+    let end = end.next_multiple_of(BLOCK_BYTES).min(low_end(memory));
+    sys::use_small_pages(&slice(memory, start, end.saturating_sub(start))?);
+    Ok(())
+}
+
+/// A stretch of memory.
+///
+/// # Errors
+/// If it is not all there in one piece.
+pub fn slice(memory: &GuestMemory, start: u64, bytes: u64) -> Result<VolatileSlice<'_>, GuestMemoryError> {
+    let count = usize::try_from(bytes).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+    memory.get_slice(GuestAddress(start), count)
 }
 
 /// End of the memory that lies below the hole, which is where the kernel and its ramdisk go.

@@ -25,6 +25,8 @@ use crate::memory::{
     GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Mapping, MappingBuilder, VolatileSlice,
 };
 
+/// Size of a small page on x86-64.
+const PAGE_BYTES: usize = 4096;
 /// Size of a huge page on x86-64.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
@@ -59,6 +61,58 @@ pub fn map_guest_memory(bytes: usize) -> io::Result<Mapping> {
     unsafe { builder.with_raw_mmap_pointer(start.cast()) }
         .build()
         .map_err(io::Error::other)
+}
+
+/// Makes `bytes` of guest memory from `start` on a private view of `file` at `offset`, instead of what was there: nothing is
+/// copied before the guest touches it, and what it only reads is shared with the host's page cache. What it writes stays its
+/// own. All three are multiples of the page size.
+///
+/// # Errors
+/// Those of `mmap(2)`, and `InvalidInput` for what is no whole number of pages.
+pub(crate) fn map_file(memory: &VolatileSlice<'_>, file: &File, offset: u64) -> io::Result<()> {
+    let guard = memory.ptr_guard_mut();
+    if !guard.as_ptr().addr().is_multiple_of(PAGE_BYTES) || !memory.len().is_multiple_of(PAGE_BYTES) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let (protection, flags) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+    );
+    // SAFETY: the pages that are replaced lie within guest memory, which is a private mapping that holds no Rust object, whose
+    // content may change at any time, and which is readable and writable before and after. The file is the host's own; were it
+    // made shorter, an access would end the process.
+    let address = unsafe {
+        libc::mmap(
+            guard.as_ptr().cast(),
+            memory.len(),
+            protection,
+            flags,
+            file.as_raw_fd(),
+            file_offset(offset)?,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Lets small pages back a stretch of guest memory, of which the whole pages count. A host that knows no others need not
+/// be told.
+pub(crate) fn use_small_pages(memory: &VolatileSlice<'_>) {
+    let guard = memory.ptr_guard_mut();
+    let start = guard.as_ptr();
+    if start.addr().is_multiple_of(PAGE_BYTES) {
+        // SAFETY: the range lies within guest memory; the advice changes no content.
+        let _ = unsafe { libc::madvise(start.cast(), memory.len(), libc::MADV_NOHUGEPAGE) };
+    }
+}
+
+/// Lets all threads share one heap: what few allocations there are do not pay for a heap for each thread. Must come before
+/// there is a second thread.
+pub fn share_heap() {
+    // SAFETY: mallopt takes two integers. Should it refuse, there are more heaps.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// The descriptors that this process was started with, above standard error.
@@ -120,12 +174,12 @@ impl Inherited {
     }
 }
 
-/// Moves the process into mount, network, IPC and UTS namespaces of its own. The caller has `CAP_SYS_ADMIN`.
+/// Moves the process into a mount and a network namespace of its own. The caller has `CAP_SYS_ADMIN`.
 ///
 /// # Errors
 /// Those of `unshare(2)`.
-pub(crate) fn unshare_everything() -> io::Result<()> {
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+pub(crate) fn unshare_mounts_and_network() -> io::Result<()> {
+    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWNET;
     // SAFETY: no descriptor table or memory is unshared, and no thread exists that could notice.
     if unsafe { libc::unshare(namespaces) } < 0 {
         return Err(io::Error::last_os_error());
@@ -285,6 +339,15 @@ fn open_statistics(fd: &impl AsRawFd) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(statistics) })
 }
 
+/// Stack of a thread. The usual 2 MiB may lie so that the host backs them by one huge page, which is cleared and taken for the
+/// few KiB that are used.
+const STACK_BYTES: usize = 256 << 10;
+
+/// Makes the machine's threads.
+pub(crate) fn thread_builder(name: String) -> Builder {
+    Builder::new().name(name).stack_size(STACK_BYTES)
+}
+
 /// A vCPU on a thread of its own.
 #[derive(Debug)]
 pub(crate) struct RunningVcpu {
@@ -306,9 +369,7 @@ impl RunningVcpu {
         let immediate_exit = NonNull::from(&mut vcpu.fd.get_kvm_run().immediate_exit).cast();
         let vcpu = Arc::new(Mutex::new(vcpu));
         let shared = vcpu.clone();
-        let thread = Builder::new()
-            .name(name)
-            .spawn(move || body(&mut lock(&shared)))?;
+        let thread = thread_builder(name).spawn(move || body(&mut lock(&shared)))?;
         Ok(Self {
             thread,
             _vcpu: vcpu,
@@ -342,7 +403,6 @@ extern "C" fn ignore_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut lib
 /// Gives the whole pages within a stretch of guest memory back to the host; they read as zeros afterwards. A host that
 /// refuses keeps them.
 pub(crate) fn discard(slice: &VolatileSlice<'_>) {
-    const PAGE_BYTES: usize = 4096;
     let guard = slice.ptr_guard_mut();
     let skipped = guard.as_ptr().align_offset(PAGE_BYTES);
     let Some(whole) = slice.len().checked_sub(skipped) else {

@@ -1,20 +1,29 @@
 //! The KVM side of a machine: its memory, interrupt controllers and vCPUs.
 
-use kvm_bindings::KVM_API_VERSION;
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi,
+};
 use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::cpuid::{CpuidError, Template};
-use crate::arch::x86_64::interrupts;
 use crate::arch::x86_64::layout::{IDENTITY_MAP, TSS};
 use crate::arch::x86_64::registers::{self, RegisterError};
+use crate::devices::ioapic::{self, Route, Router};
 use crate::memory::{GuestMemory, GuestMemoryBackend, MemoryError};
 use crate::sys::GuestVcpu;
 use crate::sys::GuestVm;
 
 /// What KVM must be able to do.
 const REQUIRED: [(Cap, &str); 7] = [
-    (Cap::Irqchip, "an interrupt controller"),
+    (
+        Cap::SplitIrqchip,
+        "a local interrupt controller without the others",
+    ),
     (Cap::UserMemory, "guest memory from user space"),
     (Cap::SetTssAddr, "a task state segment"),
     (Cap::ExtCpuid, "CPUID leaves"),
@@ -70,10 +79,10 @@ fn failed(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError 
     move |source| VmError::Kvm { operation, source }
 }
 
-/// A virtual machine with memory and interrupt controllers.
+/// A virtual machine with memory; its vCPUs have local interrupt controllers.
 #[derive(Debug)]
 pub struct Vm {
-    guest: GuestVm,
+    guest: Arc<GuestVm>,
     cpuid: Template,
 }
 
@@ -99,8 +108,16 @@ impl Vm {
         let tss = usize::try_from(TSS).map_err(|_| VmError::Capability("a task state segment"))?;
         fd.set_tss_address(tss)
             .map_err(failed("place the task state segment"))?;
-        fd.create_irq_chip()
-            .map_err(failed("create the interrupt controllers"))?;
+        // Local APICs are KVM's, the IOAPIC is ours; there is no 8259. The number is that of the routes whose end of
+        // interrupt we might want to know.
+        let split = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            args: [u64::from(ioapic::MOST_LINES), 0, 0, 0],
+            ..Default::default()
+        };
+        fd.enable_cap(&split)
+            .map_err(failed("create the local interrupt controllers"))?;
+        let guest = Arc::new(guest);
         Ok(Self { guest, cpuid })
     }
 
@@ -133,18 +150,23 @@ impl Vm {
             registers::set_long_mode(vcpu).map_err(in_registers)?;
             registers::set_entry(vcpu, entry).map_err(in_registers)?;
         }
-        interrupts::set_local_vectors(vcpu).map_err(failed("set up the local APIC"))?;
         Ok(guest)
+    }
+
+    /// What puts the routes of interrupt lines into force.
+    #[must_use]
+    pub fn interrupt_router(&self) -> InterruptRouter {
+        InterruptRouter(self.guest.clone())
     }
 
     /// Raises interrupt line `line` whenever `event` is written.
     ///
     /// # Errors
     /// [`VmError::Kvm`].
-    pub fn connect_interrupt(&self, event: &EventFd, line: u32) -> Result<(), VmError> {
+    pub fn connect_interrupt(&self, event: &EventFd, line: u8) -> Result<(), VmError> {
         self.guest
             .fd()
-            .register_irqfd(event, line)
+            .register_irqfd(event, u32::from(line))
             .map_err(failed("connect an interrupt"))
     }
 
@@ -158,6 +180,32 @@ impl Vm {
             .fd()
             .register_ioevent(event, &address, value)
             .map_err(failed("connect a queue notification"))
+    }
+}
+
+/// Tells KVM the routes of interrupt lines.
+#[derive(Debug)]
+pub struct InterruptRouter(Arc<GuestVm>);
+
+impl Router for InterruptRouter {
+    fn set_routes(&self, routes: &[Route]) -> io::Result<()> {
+        let entry = |route: &Route| kvm_irq_routing_entry {
+            gsi: u32::from(route.line),
+            type_: KVM_IRQ_ROUTING_MSI,
+            u: kvm_irq_routing_entry__bindgen_ty_1 {
+                msi: kvm_irq_routing_msi {
+                    address_lo: route.address,
+                    data: route.data,
+                    ..Default::default()
+                },
+            },
+            ..Default::default()
+        };
+        let entries: Vec<_> = routes.iter().map(entry).collect();
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let set = self.0.fd().set_gsi_routing(&table);
+        set.map_err(|error| io::Error::from_raw_os_error(error.errno()))
     }
 }
 

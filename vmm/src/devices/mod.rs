@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod doorbell;
+pub mod ioapic;
 pub mod limiter;
 pub mod reset;
 pub mod serial;

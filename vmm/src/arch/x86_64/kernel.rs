@@ -1,13 +1,16 @@
 //! Loading the guest's kernel, an ELF `vmlinux`.
+//!
+//! Blocks of 2 MiB that are full are read into memory, where huge pages back them. Those that are mostly padding (a kernel
+//! aligns its parts to blocks, and some mitigations want code at a distance) are mapped: what of them is not touched is
+//! neither read nor backed.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use linux_loader::loader::{Elf, KernelLoader};
-
 use super::layout::KERNEL_START;
-use crate::memory::{GuestAddress, GuestMemory, low_end};
+use crate::memory::{self, BLOCK_BYTES, GuestMemory, GuestMemoryError, low_end};
+use crate::sys;
 
 /// Memory that a kernel needs besides its own image and the ramdisk, in bytes. Less than this and it cannot even say so
 /// on the console; with it, running out of memory is the guest's own, visible, affair.
@@ -19,6 +22,15 @@ const PROGRAM_HEADER_BYTES: u16 = 56;
 const LOADABLE: [u8; 4] = [1, 0, 0, 0];
 const MACHINE_X86_64: u16 = 62;
 const TYPE_EXECUTABLE: u16 = 2;
+/// `PF_W`.
+const WRITABLE: u32 = 2;
+/// Page size.
+const PAGE: u64 = 4096;
+/// A block is looked at in so many places, this many bytes at each, to find out whether it is full.
+const PROBES: u64 = 8;
+const PROBE_BYTES: usize = 64;
+/// With fewer places that are filled, it is mostly padding.
+const FULL: usize = 4;
 /// A kernel has about ten program headers.
 const MAX_PROGRAM_HEADERS: u16 = 64;
 
@@ -51,8 +63,21 @@ pub enum KernelError {
         given: u64,
     },
     /// The contents of a segment cannot be read: the file is truncated.
-    #[error("cannot load the kernel: {0}")]
-    Load(linux_loader::loader::Error),
+    #[error("cannot load the kernel")]
+    Load(#[source] io::Error),
+    /// A segment does not lie in memory.
+    #[error("cannot load the kernel")]
+    Place(#[from] GuestMemoryError),
+}
+
+/// A loadable segment.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    offset: u64,
+    address: u64,
+    file_bytes: u64,
+    memory_bytes: u64,
+    writable: bool,
 }
 
 impl Kernel {
@@ -60,17 +85,96 @@ impl Kernel {
     ///
     /// # Errors
     /// [`KernelError`]. Nothing of a kernel that does not fit is written.
-    pub fn load(memory: &GuestMemory, file: &mut File, ramdisk_bytes: u64) -> Result<Self, KernelError> {
-        let kernel = inspect(file)?;
+    pub fn load(memory: &GuestMemory, file: &File, ramdisk_bytes: u64) -> Result<Self, KernelError> {
+        let (kernel, segments) = inspect(file)?;
         check_memory(kernel, ramdisk_bytes, low_end(memory))?;
-        Elf::load(memory, None, file, Some(GuestAddress(KERNEL_START))).map_err(KernelError::Load)?;
+        let start = segments.iter().map(|segment| segment.address).min();
+        let mut block = start.unwrap_or(kernel.end) & !(BLOCK_BYTES - 1);
+        while block < kernel.end {
+            let next = block + BLOCK_BYTES;
+            // A kernel of several blocks goes on behind its image with what it takes first, so that its last one fills up.
+            let is_last = next >= kernel.end && kernel.end - start.unwrap_or(kernel.end) > BLOCK_BYTES;
+            let sparse = !is_last && is_sparse(file, &segments, block)?;
+            if sparse {
+                memory::use_small_pages(memory, block, next)?;
+            }
+            for segment in &segments {
+                load_part(memory, file, segment, block..next, sparse)?;
+            }
+            block = next;
+        }
         Ok(kernel)
     }
 }
 
-/// Reads and checks the headers: the loader checks neither class nor machine, and finds out about too little memory only
-/// when it has filled it.
-fn inspect(file: &File) -> Result<Kernel, KernelError> {
+/// Whether a block is mostly padding, by a few samples. A wrong answer costs time or memory, nothing else.
+fn is_sparse(file: &File, segments: &[Segment], block: u64) -> Result<bool, KernelError> {
+    let mut full = 0;
+    for probe in 0..PROBES {
+        let address = block + probe * (BLOCK_BYTES / PROBES);
+        let inside = |segment: &&Segment| address.wrapping_sub(segment.address) < segment.memory_bytes;
+        let Some(segment) = segments.iter().find(inside) else {
+            continue;
+        };
+        // Variables may well be zero.
+        if segment.writable {
+            full += 1;
+            continue;
+        }
+        let mut sample = [0; PROBE_BYTES];
+        let offset = segment.offset.saturating_add(address - segment.address);
+        let read = file.read_at(&mut sample, offset).map_err(KernelError::Read)?;
+        let (first, sample) = (sample[0], sample.get(..read).unwrap_or_default());
+        full += usize::from(sample.iter().any(|byte| *byte != first));
+    }
+    Ok(full < FULL)
+}
+
+/// Loads what of a segment lies in `block`: by mapping whole pages, where that is wanted and possible, else by reading.
+fn load_part(
+    memory: &GuestMemory,
+    file: &File,
+    segment: &Segment,
+    block: std::ops::Range<u64>,
+    map: bool,
+) -> Result<(), KernelError> {
+    let start = block.start.max(segment.address);
+    // Both sums were checked when the headers were read.
+    let end = block.end.min(segment.address + segment.file_bytes);
+    if start >= end {
+        return Ok(());
+    }
+    let offset = |address: u64| segment.offset.saturating_add(address - segment.address);
+    let (first, last) = (start.next_multiple_of(PAGE), end & !(PAGE - 1));
+    if !map || first >= last || !offset(first).is_multiple_of(PAGE) {
+        return read_part(memory, file, offset(start), start..end);
+    }
+    read_part(memory, file, offset(start), start..first)?;
+    let pages = memory::slice(memory, first, last - first)?;
+    sys::map_file(&pages, file, offset(first)).map_err(KernelError::Load)?;
+    read_part(memory, file, offset(last), last..end)
+}
+
+fn read_part(
+    memory: &GuestMemory,
+    file: &File,
+    offset: u64,
+    place: std::ops::Range<u64>,
+) -> Result<(), KernelError> {
+    let mut done = 0;
+    while place.start + done < place.end {
+        let rest = memory::slice(memory, place.start + done, place.end - place.start - done)?;
+        let read = sys::read_at(file, &[rest], offset.saturating_add(done)).map_err(KernelError::Load)?;
+        if read == 0 {
+            return Err(KernelError::Load(io::ErrorKind::UnexpectedEof.into()));
+        }
+        done += u64::try_from(read).unwrap_or(u64::MAX);
+    }
+    Ok(())
+}
+
+/// Reads and checks the headers.
+fn inspect(file: &File) -> Result<(Kernel, Vec<Segment>), KernelError> {
     let mut header = [0; ELF_HEADER_BYTES];
     if file.read_at(&mut header, 0).map_err(KernelError::Read)? < 4 || !header.starts_with(b"\x7fELF") {
         return Err(KernelError::Format("no ELF signature"));
@@ -90,31 +194,49 @@ fn inspect(file: &File) -> Result<Kernel, KernelError> {
     if size != PROGRAM_HEADER_BYTES || count == 0 || count > MAX_PROGRAM_HEADERS {
         return Err(KernelError::Format("its program headers are malformed"));
     }
-    let (start, end) = extent(file, table, count)?;
+    let segments = segments(file, table, count)?;
+    let start = segments
+        .iter()
+        .map(|segment| segment.address)
+        .min()
+        .unwrap_or_default();
+    let ends = segments
+        .iter()
+        .map(|segment| segment.address + segment.memory_bytes);
+    let end = ends.max().unwrap_or_default();
     if start < KERNEL_START || !(start..end).contains(&entry) {
         return Err(KernelError::Format("its addresses are not those of a kernel"));
     }
-    Ok(Kernel { entry, end })
+    Ok((Kernel { entry, end }, segments))
 }
 
-/// Lowest and highest physical address of the loadable segments.
-fn extent(file: &File, table: u64, count: u16) -> Result<(u64, u64), KernelError> {
+/// The loadable segments. Their ends in file and memory can be computed without overflow.
+fn segments(file: &File, table: u64, count: u16) -> Result<Vec<Segment>, KernelError> {
     let malformed = || KernelError::Format("its program headers are malformed");
     let mut bytes = vec![0; usize::from(PROGRAM_HEADER_BYTES) * usize::from(count)];
     file.read_exact_at(&mut bytes, table).map_err(KernelError::Read)?;
-    let (mut start, mut end) = (u64::MAX, 0);
+    let mut segments = Vec::new();
     for header in bytes.chunks_exact(usize::from(PROGRAM_HEADER_BYTES)).map(Fields) {
-        let (address, file_bytes, memory_bytes) = (header.word(24), header.word(32), header.word(40));
-        if !header.0.starts_with(&LOADABLE) || memory_bytes == 0 {
+        let segment = Segment {
+            offset: header.word(8),
+            address: header.word(24),
+            file_bytes: header.word(32),
+            memory_bytes: header.word(40),
+            writable: u32::from(header.half(4)) & WRITABLE != 0,
+        };
+        if !header.0.starts_with(&LOADABLE) || segment.memory_bytes == 0 {
             continue;
         }
-        if file_bytes > memory_bytes {
+        if segment.file_bytes > segment.memory_bytes {
             return Err(malformed());
         }
-        start = start.min(address);
-        end = end.max(address.checked_add(memory_bytes).ok_or_else(malformed)?);
+        segment
+            .address
+            .checked_add(segment.memory_bytes)
+            .ok_or_else(malformed)?;
+        segments.push(segment);
     }
-    Ok((start, end))
+    Ok(segments)
 }
 
 fn check_memory(kernel: Kernel, ramdisk_bytes: u64, available: u64) -> Result<(), KernelError> {
@@ -153,7 +275,7 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::memory::Bytes;
+    use crate::memory::{Bytes, GuestAddress};
 
     /// A kernel of one segment at 1 MiB: 16 bytes in the file, `memory_bytes` in memory.
     fn elf(memory_bytes: u64) -> Vec<u8> {
@@ -179,7 +301,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(image).unwrap();
         let memory = crate::memory::allocate(32).unwrap();
-        let kernel = Kernel::load(&memory, &mut file, ramdisk_bytes)?;
+        let kernel = Kernel::load(&memory, &file, ramdisk_bytes)?;
         let mut loaded = [0; 16];
         memory
             .read_slice(&mut loaded, GuestAddress(KERNEL_START))

@@ -42,9 +42,19 @@ pub const TSS: u64 = 0xfffb_d000;
 /// One page for the same purpose.
 pub const IDENTITY_MAP: u64 = 0xfffb_c000;
 
-/// Interrupt line of the first serial port.
-pub const SERIAL_INTERRUPT: u32 = 4;
-/// First interrupt line for memory-mapped devices.
-pub const FIRST_DEVICE_INTERRUPT: u32 = 5;
-/// Last interrupt line: an IOAPIC has 24.
-pub const LAST_INTERRUPT: u32 = 23;
+/// Interrupt line of the first serial port, where every kernel expects it.
+pub const SERIAL_INTERRUPT: u8 = 4;
+/// Interrupt lines of memory-mapped devices in the order in which they are given out: the low ones first, because a kernel
+/// pays for each line up to the last one, and not line 0, which kernels take for the timer's.
+pub const DEVICE_INTERRUPTS: [u8; 22] = [
+    1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23,
+];
+
+/// Interrupt lines of a machine with so many memory-mapped devices.
+#[must_use]
+pub fn interrupt_lines(devices: usize) -> u8 {
+    let last = devices
+        .checked_sub(1)
+        .and_then(|index| DEVICE_INTERRUPTS.get(index));
+    last.copied().unwrap_or_default().max(SERIAL_INTERRUPT) + 1
+}

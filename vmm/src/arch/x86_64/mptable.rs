@@ -3,7 +3,7 @@
 //! Intel MultiProcessor Specification 1.4, chapter 4. Linux (arch/x86/kernel/mpparse.c) finds the floating pointer in
 //! the last KiB below 640 KiB; the configuration table follows it directly.
 
-use super::layout::{IOAPIC, LAST_INTERRUPT, LOCAL_APIC, MP_TABLE, MP_TABLE_END};
+use super::layout::{IOAPIC, LOCAL_APIC, MP_TABLE, MP_TABLE_END};
 use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
 const POINTER_BYTES: u64 = 16;
@@ -16,7 +16,6 @@ const CPU_FEATURES: u32 = 0x201;
 const ISA_BUS: u8 = 0;
 const INTERRUPT: u8 = 0;
 const NMI: u8 = 1;
-const EXTERNAL_INTERRUPT: u8 = 3;
 const ALL_LOCAL_APICS: u8 = 0xff;
 
 /// Why there is no MP table.
@@ -30,12 +29,12 @@ pub enum MpTableError {
     Write(#[from] GuestMemoryError),
 }
 
-/// Writes the table for `vcpus` processors with APIC ids from 0.
+/// Writes the table for `vcpus` processors with APIC ids from 0, and an IOAPIC with `lines` lines.
 ///
 /// # Errors
 /// [`MpTableError`].
-pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), MpTableError> {
-    let table = configuration_table(vcpus).ok_or(MpTableError::TooLarge(vcpus))?;
+pub fn write(memory: &GuestMemory, vcpus: u8, lines: u8) -> Result<(), MpTableError> {
+    let table = configuration_table(vcpus, lines).ok_or(MpTableError::TooLarge(vcpus))?;
     let end = MP_TABLE + POINTER_BYTES + u64::try_from(table.len()).unwrap_or(u64::MAX);
     let address = u32::try_from(MP_TABLE + POINTER_BYTES).map_err(|_| MpTableError::TooLarge(vcpus))?;
     if end > MP_TABLE_END {
@@ -58,7 +57,7 @@ fn floating_pointer(table: u32) -> [u8; 16] {
 }
 
 /// Sections 4.2 and 4.3. `None` if a length does not fit its field.
-fn configuration_table(vcpus: u8) -> Option<Vec<u8>> {
+fn configuration_table(vcpus: u8, lines: u8) -> Option<Vec<u8>> {
     // The IOAPIC's id follows those of the processors, all of which it must differ from.
     let ioapic_id = vcpus;
     let mut entries: Vec<u8> = Vec::new();
@@ -88,11 +87,11 @@ fn configuration_table(vcpus: u8) -> Option<Vec<u8>> {
         address[2],
         address[3],
     ]);
-    for line in 0..=u8::try_from(LAST_INTERRUPT).ok()? {
+    // None for line 0: there is neither a timer nor an 8259 to be connected to it.
+    for line in 1..lines {
         // Polarity and trigger 0: as the ISA bus has them, active high and edge-triggered, which is what an irqfd makes.
         add(&[3, INTERRUPT, 0, 0, ISA_BUS, line, ioapic_id, line]);
     }
-    add(&[4, EXTERNAL_INTERRUPT, 0, 0, ISA_BUS, 0, 0, 0]);
     add(&[4, NMI, 0, 0, ISA_BUS, 0, ALL_LOCAL_APICS, 1]);
 
     let mut table = vec![0; 44];
@@ -128,7 +127,7 @@ mod tests {
     fn sums_are_zero_and_counts_agree() {
         for vcpus in [1, 2, 4, 254] {
             let memory = crate::memory::allocate(2).unwrap();
-            write(&memory, vcpus).unwrap();
+            write(&memory, vcpus, 7).unwrap();
             let mut pointer = [0; 16];
             memory.read_slice(&mut pointer, GuestAddress(MP_TABLE)).unwrap();
             assert_eq!((&pointer[..4], sum(&pointer)), (&b"_MP_"[..], 0));
@@ -147,7 +146,7 @@ mod tests {
             assert_eq!(offset, table.len());
             assert_eq!(processors, usize::from(vcpus));
             assert_eq!(entries, u16::from_le_bytes([table[34], table[35]]));
-            assert_eq!(entries, u16::from(vcpus) + 1 + 1 + 24 + 2);
+            assert_eq!(entries, u16::from(vcpus) + 1 + 1 + 6 + 1);
         }
     }
 }

@@ -13,7 +13,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_blk::{
@@ -251,7 +251,7 @@ impl Worker {
         let (report, ended) = mpsc::channel();
         let (ready, confined) = mpsc::channel();
         let its_stop = stop.clone();
-        let thread = Builder::new().name("disk".into()).spawn(move || {
+        let thread = crate::sys::thread_builder("disk".into()).spawn(move || {
             // Before the filter, which does not let a ring be made.
             let mut backend = make();
             if filters.install(backend.thread_kind()).is_err() || ready.send(backend.kind()).is_err() {

@@ -12,7 +12,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver as Inbox, Sender};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -289,7 +289,7 @@ impl Worker {
         let (orders, inbox) = mpsc::channel();
         let (report, reports) = mpsc::channel();
         let its_stop = stop.clone();
-        let thread = Builder::new().name("net".into()).spawn(move || {
+        let thread = crate::sys::thread_builder("net".into()).spawn(move || {
             if filters.install(Kind::Net).is_err() || report.send(Report::Confined).is_err() {
                 return;
             }
