@@ -42,7 +42,8 @@ fn in_tree(path: impl AsRef<Path>) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-/// Every file of the tree that is not built: paths relative to its top, and content.
+/// Every file of the tree that is not built, and is no input of a fuzz target, which are bytes without form: paths relative
+/// to its top, and content.
 fn files() -> Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut pending = vec![PathBuf::new()];
@@ -50,7 +51,8 @@ fn files() -> Result<BTreeMap<PathBuf, Vec<u8>>> {
         for entry in fs::read_dir(in_tree(&directory))? {
             let path = directory.join(entry?.file_name());
             let metadata = in_tree(&path).symlink_metadata()?;
-            if metadata.is_dir() && !path.ends_with(".git") && !path.ends_with("target") {
+            let is_source = ![".git", "target", "fuzz/corpus"].iter().any(|end| path.ends_with(end));
+            if metadata.is_dir() && is_source {
                 pending.push(path);
             } else if metadata.is_file() {
                 let content = fs::read(in_tree(&path)).with_context(|| path.display().to_string())?;

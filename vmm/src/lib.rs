@@ -18,6 +18,12 @@ pub mod confine;
 pub mod devices;
 pub mod event;
 pub mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose scene cannot be set up has to stop"
+)]
+pub mod fuzz;
 pub mod machine;
 pub mod memory;
 mod operation;

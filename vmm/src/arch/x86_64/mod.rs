@@ -8,6 +8,12 @@
 pub mod boot;
 pub mod cmdline;
 pub mod cpuid;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose scene cannot be set up has to stop"
+)]
+pub(crate) mod fuzz;
 pub mod kernel;
 pub mod layout;
 pub mod mptable;

@@ -7,6 +7,12 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose scene cannot be set up has to stop"
+)]
+pub(crate) mod fuzz;
 #[cfg(test)]
 pub(crate) mod hostile;
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! empty unless the driver fills it.
 
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod queue;
 
 pub use device::{Balloon, BalloonSubscriber};

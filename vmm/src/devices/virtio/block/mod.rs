@@ -3,6 +3,12 @@
 mod backend;
 mod device;
 mod disk;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose scene cannot be set up has to stop"
+)]
+pub(crate) mod fuzz;
 mod queue;
 mod request;
 #[cfg(test)]

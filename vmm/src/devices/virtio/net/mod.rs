@@ -4,6 +4,8 @@
 //! with the header by which guest and host agree on checksums and segments that are still to be made.
 
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod queue;
 mod tap;
 #[cfg(test)]

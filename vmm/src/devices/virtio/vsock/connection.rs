@@ -165,6 +165,12 @@ impl Connection {
         }
     }
 
+    /// What is kept of the guest's data.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn backlog_bytes(&self) -> u32 {
+        u32::try_from(self.to_host.backlog.len()).unwrap_or(u32::MAX)
+    }
+
     /// Gives up if the other side has taken too long.
     pub(super) fn check_deadline(&mut self, now: Instant) {
         match self.phase {

@@ -6,6 +6,12 @@
 
 mod connection;
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose scene cannot be set up has to stop"
+)]
+pub(crate) mod fuzz;
 mod muxer;
 mod packet;
 mod queue;

@@ -33,7 +33,7 @@ const TICK: Timespec = Timespec {
 /// Ready sockets that are handled before the guest's queues get their turn.
 pub(super) const MAX_EVENTS: usize = 64;
 /// Host ports count from here, above those that programs choose.
-const FIRST_HOST_PORT: u32 = 1 << 30;
+pub(super) const FIRST_HOST_PORT: u32 = 1 << 30;
 const LAST_HOST_PORT: u32 = (1 << 31) - 1;
 
 const LISTENER: u64 = u64::MAX;
