@@ -51,7 +51,9 @@ fn files() -> Result<BTreeMap<PathBuf, Vec<u8>>> {
         for entry in fs::read_dir(in_tree(&directory))? {
             let path = directory.join(entry?.file_name());
             let metadata = in_tree(&path).symlink_metadata()?;
-            let is_source = ![".git", "target", "fuzz/corpus"].iter().any(|end| path.ends_with(end));
+            let is_source = ![".git", "target", "fuzz/corpus"]
+                .iter()
+                .any(|end| path.ends_with(end));
             if metadata.is_dir() && is_source {
                 pending.push(path);
             } else if metadata.is_file() {

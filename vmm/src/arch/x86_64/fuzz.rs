@@ -1,6 +1,5 @@
 //! What comes before the first instruction: any file as a kernel, any text as a command line.
 
-use std::cell::OnceCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -9,8 +8,7 @@ use super::cmdline::CommandLine;
 use super::kernel::Kernel;
 use super::layout::{COMMAND_LINE, COMMAND_LINE_BYTES, KERNEL_START};
 use crate::fuzz::{Input, scratch_file};
-use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend as _};
-use crate::sys;
+use crate::memory::{Bytes, GuestAddress, GuestMemory};
 
 /// Room for a kernel of 1 MiB, after what a kernel needs to work.
 const MEMORY_BYTES: usize = 18 << 20;
@@ -21,20 +19,11 @@ struct Machine {
     file: File,
 }
 
-/// The same machine for every input, with empty memory.
+/// A machine with empty memory. Each input has its own: a kernel's file may be mapped into it.
 fn with_machine(run: impl FnOnce(&Machine)) {
-    thread_local! {
-        static MACHINE: OnceCell<Machine> = const { OnceCell::new() };
-    }
-    MACHINE.with(|machine| {
-        let machine = machine.get_or_init(|| Machine {
-            memory: GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap(),
-            file: scratch_file(),
-        });
-        run(machine);
-        for slice in machine.memory.get_slices(GuestAddress(0), MEMORY_BYTES) {
-            sys::discard(&slice.unwrap());
-        }
+    run(&Machine {
+        memory: GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap(),
+        file: scratch_file(),
     });
 }
 
@@ -49,10 +38,8 @@ fn assert_untouched(memory: &GuestMemory, address: u64, bytes: usize) {
 pub(crate) fn kernel_loader(data: &[u8]) {
     with_machine(|Machine { memory, file }| {
         let ramdisk = Input::new(data.rchunks(3).next().unwrap_or_default()).number();
-        file.set_len(0).unwrap();
         file.write_all_at(data, 0).unwrap();
-        let mut file = file.try_clone().unwrap();
-        if let Ok(kernel) = Kernel::load(memory, &mut file, u64::from(ramdisk)) {
+        if let Ok(kernel) = Kernel::load(memory, file, u64::from(ramdisk)) {
             assert!((KERNEL_START..kernel.end).contains(&kernel.entry));
             assert!(kernel.end + u64::from(ramdisk) + (16 << 20) <= MEMORY_BYTES as u64);
             assert_untouched(memory, kernel.end, PAGE_BYTES);
