@@ -8,6 +8,7 @@
 
 mod guest;
 mod input;
+mod ioapic;
 
 pub(crate) use guest::{BUFFERS, END, Permit, fill, memory, put, queue, scene, scratch_file};
 pub(crate) use input::Input;
@@ -20,7 +21,7 @@ use crate::devices::virtio::{self, balloon, block, net, rng, vsock};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, named as the programs in `tests/fuzz` and their directories of inputs.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("transport", virtio::fuzz::transport),
     ("transport_device", virtio::fuzz::transport_device),
     ("block_queue", block::fuzz::queue),
@@ -30,6 +31,7 @@ pub const TARGETS: [Target; 13] = [
     ("net_control", net::fuzz::control),
     ("vsock_queue", vsock::fuzz::queue),
     ("vsock_connection", vsock::fuzz::connection),
+    ("ioapic", ioapic::ioapic),
     ("kernel_loader", boot::kernel_loader),
     ("boot_parameters", boot::boot_parameters),
     ("config", config),

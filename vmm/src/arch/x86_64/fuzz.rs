@@ -1,5 +1,6 @@
 //! What comes before the first instruction: any file as a kernel, any text as a command line.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -10,8 +11,8 @@ use super::layout::{COMMAND_LINE, COMMAND_LINE_BYTES, KERNEL_START};
 use crate::fuzz::{Input, scratch_file};
 use crate::memory::{Bytes, GuestAddress, GuestMemory};
 
-/// Room for a kernel of 1 MiB, after what a kernel needs to work.
-const MEMORY_BYTES: usize = 18 << 20;
+/// Room for a kernel of several blocks of 2 MiB, after what a kernel needs to work.
+const MEMORY_BYTES: usize = 24 << 20;
 const PAGE_BYTES: usize = 4096;
 
 struct Machine {
@@ -19,11 +20,19 @@ struct Machine {
     file: File,
 }
 
-/// A machine with empty memory. Each input has its own: a kernel's file may be mapped into it.
+/// A machine with empty memory: a kernel may be mapped into it, so that no other input can have the same. The file can, and
+/// is empty.
 fn with_machine(run: impl FnOnce(&Machine)) {
-    run(&Machine {
-        memory: GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap(),
-        file: scratch_file(),
+    thread_local! {
+        static FILE: OnceCell<File> = const { OnceCell::new() };
+    }
+    FILE.with(|file| {
+        let file = file.get_or_init(scratch_file);
+        run(&Machine {
+            memory: GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap(),
+            file: file.try_clone().unwrap(),
+        });
+        file.set_len(0).unwrap();
     });
 }
 
