@@ -83,6 +83,7 @@ fn parse() -> Result<Resources> {
         disks,
         networks,
         vsock,
+        file_systems: Vec::new(),
         doorbell_port: Some(0x600),
     })
 }

@@ -114,6 +114,7 @@ impl Prepared {
             disks: Vec::new(),
             networks: Vec::new(),
             vsock: None,
+            file_systems: Vec::new(),
             doorbell_port: None,
             events_fd: events.as_raw_fd(),
             user: rustix::process::geteuid().is_root().then_some(USER),

@@ -11,6 +11,7 @@ use crate::arch::x86_64::layout::{DEVICE_INTERRUPTS, MMIO_DEVICE_BYTES, MMIO_STA
 use crate::bus::{Bus, Overlap, lock};
 use crate::devices::virtio::balloon::{Balloon, BalloonSubscriber};
 use crate::devices::virtio::block::{Block, Disk, DiskError};
+use crate::devices::virtio::fs::{Fs, FsError, FsSubscriber};
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_REGISTER, SharedDevice};
 use crate::devices::virtio::net::{Net, NetError};
@@ -49,6 +50,15 @@ pub enum DeviceError {
         /// What is wrong.
         #[source]
         source: NetError,
+    },
+    /// A file system's worker.
+    #[error("file system {tag}")]
+    FileSystem {
+        /// Its tag.
+        tag: String,
+        /// What is wrong.
+        #[source]
+        source: FsError,
     },
     /// KVM would not connect it.
     #[error(transparent)]
@@ -138,6 +148,26 @@ impl<'a> VirtioDevices<'a> {
         let device = Vsock::new(vsock.guest_cid, vsock.listener).map_err(DeviceError::Descriptor)?;
         let device = Arc::new(Mutex::new(device));
         self.subscribers.push(Arc::new(Mutex::new(VsockSubscriber::new(
+            device.clone(),
+            stop.clone(),
+        ))));
+        self.attach(device)
+    }
+
+    /// Adds a file system device.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn add_file_system(
+        &mut self,
+        file_system: resources::FileSystem,
+        stop: &Arc<StopSignal>,
+    ) -> Result<(), DeviceError> {
+        let tag = file_system.tag.as_str().to_owned();
+        let device = Fs::new(file_system.tag, file_system.socket)
+            .map_err(|source| DeviceError::FileSystem { tag, source })?;
+        let device = Arc::new(Mutex::new(device));
+        self.subscribers.push(Arc::new(Mutex::new(FsSubscriber::new(
             device.clone(),
             stop.clone(),
         ))));

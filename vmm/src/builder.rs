@@ -99,6 +99,9 @@ pub fn build(
     if let Some(vsock) = resources.vsock {
         devices.add_vsock(vsock, &stop)?;
     }
+    for file_system in resources.file_systems {
+        devices.add_file_system(file_system, &stop)?;
+    }
     devices.add_rng(&stop)?;
     devices.add_balloon(&stop)?;
     let lines = layout::interrupt_lines(devices.attached());

@@ -17,6 +17,12 @@ pub const SECTOR_BYTES: u64 = 512;
 /// Most virtual CPUs of one machine: APIC ids are 8 bits wide and 255 means "all".
 pub const MAX_VCPUS: u8 = 254;
 
+/// Most file system devices: each takes an interrupt line, of which there are few.
+pub const MAX_FILE_SYSTEMS: usize = 16;
+
+/// Longest tag of a file system device in bytes (virtio 1.2, section 5.11.4).
+pub const MAX_TAG_BYTES: usize = 36;
+
 /// Most parts of one disk.
 pub const MAX_DISK_PARTS: usize = 1024;
 
@@ -56,6 +62,8 @@ pub struct VmConfig {
     pub networks: Vec<NetworkConfig>,
     /// The vsock device, if the guest has one.
     pub vsock: Option<VsockConfig>,
+    /// File system devices.
+    pub file_systems: Vec<FsConfig>,
     /// I/O port whose written bytes are reported as [`crate::event::Event::Doorbell`].
     pub doorbell_port: Option<u16>,
     /// Unix stream socket that receives [`crate::event::Event`]s, one JSON object per line. End of file on it (the
@@ -134,6 +142,52 @@ pub struct VsockConfig {
     pub listener_fd: RawFd,
 }
 
+/// A file system device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsConfig {
+    /// What the guest mounts it by.
+    pub tag: FsTag,
+    /// A connected Unix socket of type `SOCK_SEQPACKET`, with the worker that serves the files at its other end.
+    pub socket_fd: RawFd,
+}
+
+/// A tag: 1 to [`MAX_TAG_BYTES`] bytes of UTF-8 without a NUL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FsTag(String);
+
+/// A tag that a guest could not use.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the file system tag {0:?} does not have 1 to {MAX_TAG_BYTES} bytes other than NUL")]
+pub struct InvalidTag(String);
+
+impl FsTag {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for FsTag {
+    type Error = InvalidTag;
+
+    fn try_from(text: String) -> Result<Self, InvalidTag> {
+        if (1..=MAX_TAG_BYTES).contains(&text.len()) && !text.contains('\0') {
+            Ok(Self(text))
+        } else {
+            Err(InvalidTag(text))
+        }
+    }
+}
+
+impl From<FsTag> for String {
+    fn from(tag: FsTag) -> Self {
+        tag.0
+    }
+}
+
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -166,6 +220,12 @@ pub enum ConfigError {
     /// A reserved context identifier.
     #[error("vsock context identifier {0} is reserved, the lowest for a guest is 3")]
     GuestCid(u32),
+    /// More file system devices than a machine has room for.
+    #[error("{0} file systems: the machine has at most {MAX_FILE_SYSTEMS}")]
+    FileSystems(usize),
+    /// The guest could not tell two file systems apart.
+    #[error("two file systems have the tag {0:?}")]
+    TagUsedTwice(String),
     /// One descriptor has two roles.
     #[error("descriptor {0} is named twice")]
     DescriptorNamedTwice(RawFd),
@@ -209,6 +269,7 @@ impl VmConfig {
         {
             return Err(ConfigError::GuestCid(vsock.guest_cid));
         }
+        check_file_systems(&self.file_systems)?;
         let mut descriptors = self.descriptors();
         descriptors.sort_unstable();
         match descriptors.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -230,7 +291,20 @@ impl VmConfig {
         );
         descriptors.extend(self.networks.iter().flat_map(|network| &network.tap_fds));
         descriptors.extend(self.vsock.map(|vsock| vsock.listener_fd));
+        descriptors.extend(self.file_systems.iter().map(|fs| fs.socket_fd));
         descriptors
+    }
+}
+
+fn check_file_systems(file_systems: &[FsConfig]) -> Result<(), ConfigError> {
+    if file_systems.len() > MAX_FILE_SYSTEMS {
+        return Err(ConfigError::FileSystems(file_systems.len()));
+    }
+    let mut tags: Vec<&str> = file_systems.iter().map(|fs| fs.tag.as_str()).collect();
+    tags.sort_unstable();
+    match tags.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(ConfigError::TagUsedTwice(pair[0].to_owned())),
+        None => Ok(()),
     }
 }
 
@@ -317,9 +391,17 @@ mod tests {
                 guest_cid: 3,
                 listener_fd: 9,
             }),
+            file_systems: vec![file_system("shared", 11)],
             doorbell_port: Some(0x600),
             events_fd: 10,
             user: None,
+        }
+    }
+
+    fn file_system(tag: &str, socket_fd: RawFd) -> FsConfig {
+        FsConfig {
+            tag: FsTag::try_from(tag.to_owned()).unwrap(),
+            socket_fd,
         }
     }
 
@@ -373,6 +455,18 @@ mod tests {
             "reserved",
         );
         check(|config| config.initrd_fds.push(10), "named twice");
+        check(|config| config.initrd_fds.push(11), "named twice");
+        check(
+            |config| config.file_systems.push(file_system("shared", 20)),
+            "two file systems have the tag \"shared\"",
+        );
+        check(
+            |config| {
+                let many = (0..17).map(|index| file_system(&index.to_string(), 20 + index));
+                config.file_systems = many.collect();
+            },
+            "17 file systems",
+        );
     }
 
     #[test]
@@ -424,5 +518,21 @@ mod tests {
             VmConfig::parse(&serde_json::to_vec(&json).unwrap()),
             Err(ConfigError::Parse(_))
         ));
+    }
+
+    #[test]
+    fn tags_are_accepted_or_refused() {
+        let check = |tag: &str, valid: bool| {
+            assert_eq!(FsTag::try_from(tag.to_owned()).is_ok(), valid, "{tag:?}");
+            let json = serde_json::to_string(tag).unwrap();
+            assert_eq!(serde_json::from_str::<FsTag>(&json).is_ok(), valid, "{tag:?}");
+        };
+        check("a", true);
+        check("näme with spaces/and more", true);
+        check(&"x".repeat(36), true);
+        check("", false);
+        check(&"x".repeat(37), false);
+        check(&"ä".repeat(19), false);
+        check("a\0b", false);
     }
 }

@@ -2,6 +2,7 @@
 //! descriptors it was given, and with the system calls of [`crate::seccomp`].
 
 use std::io;
+use std::path::Path;
 
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, Ruleset, RulesetAttr as _,
@@ -53,19 +54,13 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
 pub fn confine(user: Option<u32>) -> Result<(), Error> {
     if rustix::process::geteuid().is_root() {
         sys::unshare_mounts_and_network().map_err(failed("leave the host's namespaces"))?;
-        empty_root().map_err(failed("leave the host's file system"))?;
+        enter_root(None).map_err(failed("leave the host's file system"))?;
     }
     if let Some(user) = user {
         become_user(user).map_err(failed("become an unprivileged user"))?;
     }
-    drop_capabilities().map_err(failed("drop capabilities"))?;
-    // A core dump would hold the guest's memory.
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
-    setrlimit(Resource::Core, none).map_err(failed("renounce core dumps"))?;
-    rustix::thread::set_no_new_privs(true).map_err(failed("renounce new privileges"))?;
+    keep_capabilities(CapabilitySet::empty()).map_err(failed("drop capabilities"))?;
+    renounce_dumps_and_privileges()?;
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(ABI::V6))?
@@ -76,12 +71,40 @@ pub fn confine(user: Option<u32>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes an empty, read-only file system the root and drops all others.
-fn empty_root() -> io::Result<()> {
+/// Renounces core dumps, which would hold a guest's memory or files, and programs that give privileges.
+///
+/// # Errors
+/// [`Error::Step`].
+pub fn renounce_dumps_and_privileges() -> Result<(), Error> {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    setrlimit(Resource::Core, none).map_err(failed("renounce core dumps"))?;
+    rustix::thread::set_no_new_privs(true).map_err(failed("renounce new privileges"))
+}
+
+/// Puts into a new root what it is to have.
+pub type Furnish<'a> = &'a dyn Fn(&Path) -> io::Result<()>;
+
+/// Makes a new file system the root, which is read-only, and empty without `furnish`; drops all others. The process is in
+/// a mount namespace of its own.
+///
+/// # Errors
+/// Those of mount(2) and `pivot_root(2)`, and those of `furnish`.
+pub fn enter_root(furnish: Option<Furnish<'_>>) -> io::Result<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private)?;
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOSUID;
-    rustix::mount::mount("rvm-vmm", EMPTY_ROOT, "tmpfs", flags, None)?;
+    let flags = MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOSUID;
+    let read_only = flags | MountFlags::RDONLY;
+    match furnish {
+        None => rustix::mount::mount("rvm-vmm", EMPTY_ROOT, "tmpfs", read_only, None)?,
+        Some(furnish) => {
+            rustix::mount::mount("rvm-vmm", EMPTY_ROOT, "tmpfs", flags, None)?;
+            furnish(Path::new(EMPTY_ROOT))?;
+            rustix::mount::mount_remount(EMPTY_ROOT, read_only, "")?;
+        }
+    }
     std::env::set_current_dir(EMPTY_ROOT)?;
     rustix::process::pivot_root(".", ".")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
@@ -96,12 +119,16 @@ fn become_user(id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// A change of user has cleared them for root; this is for who had some without being root.
-fn drop_capabilities() -> io::Result<()> {
-    let none = rustix::thread::CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
+/// Gives up all capabilities but these. A change of user has cleared them for root; who is not root may have had some,
+/// too.
+///
+/// # Errors
+/// Those of capset(2).
+pub fn keep_capabilities(kept: CapabilitySet) -> io::Result<()> {
+    let sets = rustix::thread::CapabilitySets {
+        effective: kept,
+        permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    Ok(rustix::thread::set_capabilities(None, none)?)
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
-use crate::config::{ConfigError, DiskConfig, LimitsConfig, NetworkConfig, VmConfig};
+use crate::config::{ConfigError, DiskConfig, FsTag, LimitsConfig, NetworkConfig, VmConfig};
 use crate::sys::Inherited;
 
 /// Everything that goes into a machine.
@@ -31,6 +31,8 @@ pub struct Resources {
     pub networks: Vec<Network>,
     /// The vsock device.
     pub vsock: Option<Vsock>,
+    /// File system devices.
+    pub file_systems: Vec<FileSystem>,
     /// I/O port of the doorbell.
     pub doorbell_port: Option<u16>,
 }
@@ -75,6 +77,15 @@ pub struct Vsock {
     pub guest_cid: u32,
     /// Where clients of the host connect.
     pub listener: UnixListener,
+}
+
+/// The host's side of a file system device.
+#[derive(Debug)]
+pub struct FileSystem {
+    /// What the guest mounts it by.
+    pub tag: FsTag,
+    /// A `SOCK_SEQPACKET` socket to the worker that serves the files.
+    pub socket: OwnedFd,
 }
 
 /// Why the descriptors of a configuration were refused.
@@ -128,6 +139,11 @@ impl Resources {
             }
             None => None,
         };
+        let mut file_systems = Vec::new();
+        for fs in config.file_systems {
+            let socket = take(fs.socket_fd, "file system worker")?;
+            file_systems.push(FileSystem { tag: fs.tag, socket });
+        }
         Ok(Self {
             vcpus: config.vcpus,
             memory_mib: config.memory_mib,
@@ -143,6 +159,7 @@ impl Resources {
             disks,
             networks,
             vsock,
+            file_systems,
             doorbell_port: config.doorbell_port,
         })
     }

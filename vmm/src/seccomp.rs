@@ -28,9 +28,11 @@ pub enum Kind {
 }
 
 /// A system call that is allowed, if its arguments are as the conditions say.
-struct Call(i64, &'static [Argument]);
+pub struct Call(i64, &'static [Argument]);
 
-const fn any(number: i64) -> Call {
+/// The call of this number, with any arguments.
+#[must_use]
+pub const fn any(number: i64) -> Call {
     Call(number, &[])
 }
 
@@ -41,7 +43,7 @@ const fn ioctl(request: &'static [Argument]) -> Call {
 const MMAP_PROTECTION: Argument = Argument::HasNone(2, libc::PROT_EXEC.cast_unsigned());
 
 /// What the language's runtime needs on any thread: memory, locks, and an orderly or disorderly end.
-const COMMON: &[Call] = &[
+pub const COMMON: &[Call] = &[
     any(libc::SYS_futex),   // locks, channels, joining threads
     any(libc::SYS_brk),     // memory
     any(libc::SYS_munmap),  // memory; the stack of a thread that ends
@@ -105,6 +107,7 @@ const START_UP: &[Call] = &[
     any(libc::SYS_sendto), // vsock, and events for the supervisor
     any(libc::SYS_sendmsg),
     any(libc::SYS_shutdown),
+    any(libc::SYS_getsockopt), // the kind of a file system worker's socket
 ];
 
 const EVENT_LOOP: &[Call] = &[
@@ -115,11 +118,11 @@ const EVENT_LOOP: &[Call] = &[
     any(libc::SYS_pread64),   // KVM's statistics
     any(libc::SYS_timerfd_settime), // time limits of vsock connections
     any(libc::SYS_accept4),   // vsock connections
-    any(libc::SYS_recvfrom),
+    any(libc::SYS_recvfrom),  // and file system workers
     any(libc::SYS_recvmsg),
     any(libc::SYS_sendto), // and events for the supervisor
     any(libc::SYS_sendmsg),
-    any(libc::SYS_shutdown),
+    any(libc::SYS_shutdown), // and a file system worker that is not heard again
 ];
 
 /// `KVM_RUN` and others (include/uapi/linux/kvm.h).
@@ -175,6 +178,28 @@ pub enum Error {
     /// The kernel refused it.
     #[error("cannot install a seccomp filter")]
     Install(#[source] seccompiler::Error),
+}
+
+/// A filter of lists of one's own, for another program than the machine.
+#[derive(Clone, Debug)]
+pub struct Filter(BpfProgram);
+
+impl Filter {
+    /// Compiles a filter that allows what the lists have together.
+    ///
+    /// # Errors
+    /// [`Error::Compile`].
+    pub fn new(lists: &[&[Call]]) -> Result<Self, Error> {
+        compile(lists).map(Self)
+    }
+
+    /// Restricts the calling thread, and those it starts, for good.
+    ///
+    /// # Errors
+    /// [`Error::Install`].
+    pub fn install(&self) -> Result<(), Error> {
+        seccompiler::apply_filter(&self.0).map_err(Error::Install)
+    }
 }
 
 /// The filters of all kinds, or none.

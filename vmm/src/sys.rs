@@ -178,7 +178,7 @@ impl Inherited {
 ///
 /// # Errors
 /// Those of `unshare(2)`.
-pub(crate) fn unshare_mounts_and_network() -> io::Result<()> {
+pub fn unshare_mounts_and_network() -> io::Result<()> {
     let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWNET;
     // SAFETY: no descriptor table or memory is unshared, and no thread exists that could notice.
     if unsafe { libc::unshare(namespaces) } < 0 {

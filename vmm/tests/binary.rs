@@ -42,6 +42,7 @@ fn run(change: impl FnOnce(&mut VmConfig)) -> (Output, Vec<Event>) {
         disks: Vec::new(),
         networks: Vec::new(),
         vsock: None,
+        file_systems: Vec::new(),
         doorbell_port: None,
         events_fd: theirs.as_raw_fd(),
         user: None,

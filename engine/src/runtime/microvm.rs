@@ -345,6 +345,7 @@ impl Parts {
                 guest_cid: GUEST_CID,
                 listener_fd: self.vsock.as_raw_fd(),
             }),
+            file_systems: Vec::new(),
             doorbell_port: Some(DOORBELL_PORT),
             events_fd: vmm_events.as_raw_fd(),
             user: rustix::process::geteuid()

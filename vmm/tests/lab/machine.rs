@@ -114,6 +114,7 @@ impl Machine {
                 guest_cid: 3,
                 listener_fd: listener.as_raw_fd(),
             }),
+            file_systems: Vec::new(),
             doorbell_port: Some(sys::DOORBELL_PORT),
             events_fd: theirs.as_raw_fd(),
             user: Some(USER),

@@ -5,7 +5,7 @@
 
 use virtio_queue::DescriptorChain;
 
-use crate::memory::{GuestMemory, GuestMemoryBackend, VolatileSlice};
+use crate::memory::{GuestAddress, GuestMemory, GuestMemoryBackend, VolatileSlice};
 
 /// Why a chain was refused. Any of these means that the driver is broken or hostile.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +33,8 @@ pub struct Chain<'m> {
     pub readable: Buffers<'m>,
     /// What the device writes.
     pub writable: Buffers<'m>,
+    /// Where that is, for a device that answers later.
+    pub writable_at: Extents,
 }
 
 impl<'m> Chain<'m> {
@@ -50,6 +52,7 @@ impl<'m> Chain<'m> {
             head,
             readable: Buffers::default(),
             writable: Buffers::default(),
+            writable_at: Extents::default(),
         };
         let (mut count, mut ended) = (0, false);
         for descriptor in descriptors {
@@ -58,23 +61,41 @@ impl<'m> Chain<'m> {
             }
             count += 1;
             ended = !descriptor.has_next();
+            let bytes = usize::try_from(descriptor.len()).map_err(|_| ChainError::Address)?;
             let buffers = if descriptor.is_write_only() {
+                chain.writable_at.0.push((descriptor.addr(), bytes));
                 &mut chain.writable
             } else if chain.writable.slices.is_empty() {
                 &mut chain.readable
             } else {
                 return Err(ChainError::Order);
             };
-            let bytes = usize::try_from(descriptor.len()).map_err(|_| ChainError::Address)?;
-            for slice in memory.get_slices(descriptor.addr(), bytes) {
-                buffers.push(slice.map_err(|_| ChainError::Address)?);
-            }
+            buffers.add(memory, descriptor.addr(), bytes)?;
         }
         if ended {
             Ok(chain)
         } else {
             Err(ChainError::Unterminated)
         }
+    }
+}
+
+/// Stretches of guest memory by their addresses: what outlives a look at them. There are as many as descriptors in the
+/// chain at most.
+#[derive(Clone, Debug, Default)]
+pub struct Extents(Vec<(GuestAddress, usize)>);
+
+impl Extents {
+    /// The stretches themselves.
+    ///
+    /// # Errors
+    /// [`ChainError::Address`], but not for what a chain was checked with: guest memory stays.
+    pub fn resolve<'m>(&self, memory: &'m GuestMemory) -> Result<Buffers<'m>, ChainError> {
+        let mut buffers = Buffers::default();
+        for (address, bytes) in &self.0 {
+            buffers.add(memory, *address, *bytes)?;
+        }
+        Ok(buffers)
     }
 }
 
@@ -86,6 +107,18 @@ pub struct Buffers<'m> {
 }
 
 impl<'m> Buffers<'m> {
+    fn add(
+        &mut self,
+        memory: &'m GuestMemory,
+        address: GuestAddress,
+        bytes: usize,
+    ) -> Result<(), ChainError> {
+        for slice in memory.get_slices(address, bytes) {
+            self.push(slice.map_err(|_| ChainError::Address)?);
+        }
+        Ok(())
+    }
+
     fn push(&mut self, slice: VolatileSlice<'m>) {
         if !slice.is_empty() {
             self.bytes += slice.len();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ActivateError;
 use super::block::BlockState;
+use super::fs::FsState;
 use super::interrupt::InterruptState;
 use super::mmio::TransportState;
 use super::net::NetState;
@@ -37,6 +38,8 @@ pub enum DeviceState {
     Block(BlockState),
     /// A network device.
     Net(NetState),
+    /// A shared directory.
+    Fs(FsState),
     /// An entropy source.
     Rng(RngState),
     /// A socket device.
@@ -73,6 +76,7 @@ mod tests {
     use crate::devices::virtio::VirtioDevice;
     use crate::devices::virtio::balloon::Balloon;
     use crate::devices::virtio::block::{Block, Disk};
+    use crate::devices::virtio::fs::{self, Fs};
     use crate::devices::virtio::interrupt::Interrupt;
     use crate::devices::virtio::mmio::MmioTransport;
     use crate::devices::virtio::net::Net;
@@ -186,6 +190,27 @@ mod tests {
             lock(&attached.device).serve();
         };
         check(|| Rng::new().unwrap(), work);
+    }
+
+    #[test]
+    fn a_shared_directory_goes_on_with_another_worker() {
+        let worker = std::cell::RefCell::new(None);
+        let make = |tag| {
+            let (device, its_worker) = fs::tests::device(tag);
+            worker.replace(Some(its_worker));
+            device
+        };
+        let work = |attached: &Attached<Fs>, drivers: &[Driver]| {
+            drivers[1].request(&[&fs::tests::request(1, 7, b"name\0")], &[16]);
+            lock(&attached.device).serve();
+            let worker = worker.borrow();
+            let worker = worker.as_ref().unwrap();
+            let (id, _, _) = worker.next().unwrap();
+            worker.answer(id, &[]);
+            lock(&attached.device).serve();
+        };
+        check(|| make("data"), work);
+        check_differs(make("data"), make("other"));
     }
 
     #[test]

@@ -1,0 +1,260 @@
+//! The file system device and its place in the event loop.
+//!
+//! It has no thread of its own: nothing that it does waits for a disk, because that is done by the worker's threads.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use rustix::net::SocketType;
+use rustix::net::sockopt::socket_type;
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::queue::{QUEUE_SIZE, Queues};
+use super::session::Session;
+use crate::bus::lock;
+use crate::config::FsTag;
+use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::ring::{Outcome, RingError, RingState};
+use crate::devices::virtio::state::{DeviceState, RestoreError};
+use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, read_config_from};
+use crate::event::StopReason;
+use crate::memory::GuestMemory;
+use crate::stop::StopSignal;
+
+/// Queues for requests. More would not be served faster: one thread looks at all of them, and the worker's threads take
+/// what they find on one socket.
+const REQUEST_QUEUES: u32 = 1;
+
+/// Those, and the one before them for requests that nobody waits for.
+const QUEUES: usize = 1 + REQUEST_QUEUES as usize;
+
+const TAG_BYTES: usize = 36;
+/// The tag, the number of request queues, and the size of notifications, which are not offered.
+const CONFIGURATION_BYTES: usize = TAG_BYTES + 8;
+
+/// A file system device.
+#[derive(Debug)]
+pub struct Fs {
+    tag: FsTag,
+    session: Session,
+    notifications: [EventFd; QUEUES],
+    active: Option<Active>,
+}
+
+#[derive(Debug)]
+struct Active {
+    queues: Queues,
+    memory: GuestMemory,
+    interrupt: Arc<Interrupt>,
+}
+
+/// What a guest can see of the device. What it knows of files is not part of it: files that it has open are those of a
+/// worker that does not move with the machine. With another worker they cannot be used; paths are looked up anew.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsState {
+    tag: FsTag,
+    request_queues: u32,
+}
+
+/// Why there is no device.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// Its messages would run into each other.
+    #[error("the worker's socket is not of type SOCK_SEQPACKET")]
+    SocketType,
+    /// The socket is none, or there are no event descriptors.
+    #[error("cannot use the worker's socket")]
+    Descriptor(#[from] io::Error),
+}
+
+impl Fs {
+    /// A device that a guest mounts by `tag`; whoever is at the other end of `socket` serves its files.
+    ///
+    /// # Errors
+    /// [`FsError`].
+    pub fn new(tag: FsTag, socket: OwnedFd) -> Result<Self, FsError> {
+        if socket_type(&socket).map_err(io::Error::from)? != SocketType::SEQPACKET {
+            return Err(FsError::SocketType);
+        }
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        Ok(Self {
+            tag,
+            session: Session::new(socket),
+            notifications: [event()?, event()?],
+            active: None,
+        })
+    }
+
+    /// Does what there is to do, up to a bound.
+    pub(crate) fn serve(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        let outcome = active.queues.serve(&active.memory, &mut self.session);
+        self.tell(&outcome);
+    }
+
+    fn tell(&mut self, outcome: &Result<Outcome, RingError>) {
+        let Some(active) = &self.active else { return };
+        match outcome {
+            Ok(outcome) => {
+                if outcome.signal {
+                    active.interrupt.signal_used();
+                }
+                if outcome.more {
+                    self.wake();
+                }
+            }
+            Err(_) => {
+                active.interrupt.signal_needs_reset();
+                self.active = None;
+                self.session.forget_driver();
+            }
+        }
+    }
+
+    /// Makes the event loop come back.
+    fn wake(&self) {
+        // Fails only if the counter is full, and then the event loop comes anyway.
+        let _ = self.notifications[0].write(1);
+    }
+
+    fn state(&self) -> FsState {
+        FsState {
+            tag: self.tag.clone(),
+            request_queues: REQUEST_QUEUES,
+        }
+    }
+}
+
+impl VirtioDevice for Fs {
+    fn number(&self) -> u32 {
+        VIRTIO_ID_FS
+    }
+
+    fn backend(&self) -> String {
+        let worker = if self.session.is_lost() {
+            "a worker that is lost"
+        } else {
+            "a worker"
+        };
+        format!("{worker}; the tag is {:?}", self.tag.as_str())
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE; QUEUES]
+    }
+
+    fn notifications(&self) -> &[EventFd] {
+        &self.notifications
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut space = [0; CONFIGURATION_BYTES];
+        for (byte, value) in space.iter_mut().zip(self.tag.as_str().bytes().take(TAG_BYTES)) {
+            *byte = value;
+        }
+        space[TAG_BYTES..TAG_BYTES + 4].copy_from_slice(&REQUEST_QUEUES.to_le_bytes());
+        read_config_from(&space, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        if activation.rings.len() != QUEUES {
+            return Err(ActivateError::Queues);
+        }
+        self.active = Some(Active {
+            queues: Queues(activation.rings),
+            memory: activation.memory,
+            interrupt: activation.interrupt,
+        });
+        self.wake();
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.session.forget_driver();
+    }
+
+    /// Waits for the worker's answers, so that no request is between the two. None takes longer than the host's file
+    /// system does, but the event loop waits as well; a worker that is lost while this waits ends it.
+    fn pause(&mut self) {
+        let Some(active) = &mut self.active else { return };
+        let outcome = active.queues.finish(&active.memory, &mut self.session);
+        self.tell(&outcome);
+    }
+
+    fn resume(&mut self) -> Result<(), ActivateError> {
+        // The socket tells its state once per change, and it may have changed.
+        self.wake();
+        Ok(())
+    }
+
+    fn queues(&self) -> Vec<RingState> {
+        let active = self.active.as_ref();
+        active.map(|active| active.queues.state()).unwrap_or_default()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Fs(self.state())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), RestoreError> {
+        match state {
+            DeviceState::Fs(state) if *state == self.state() => Ok(()),
+            DeviceState::Fs(_) => Err(RestoreError::Differs("tag or number of queues")),
+            _ => Err(RestoreError::Kind),
+        }
+    }
+}
+
+/// The device in the event loop.
+pub struct FsSubscriber {
+    device: Arc<Mutex<Fs>>,
+    stop: Arc<StopSignal>,
+}
+
+impl FsSubscriber {
+    /// Serves `device`.
+    #[must_use]
+    pub fn new(device: Arc<Mutex<Fs>>, stop: Arc<StopSignal>) -> Self {
+        Self { device, stop }
+    }
+}
+
+impl MutEventSubscriber for FsSubscriber {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let device = lock(&self.device);
+        let notifications = device.notifications.iter().map(AsRawFd::as_raw_fd);
+        let notifications = notifications.map(|fd| (fd, EventSet::IN));
+        // By edges, because room on the socket is there most of the time, and its end for good.
+        let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+        let socket = (device.session.socket().as_raw_fd(), edges);
+        for (fd, events) in notifications.chain([socket]) {
+            if let Err(error) = ops.add(Events::new_raw(fd, events)) {
+                let detail = format!("cannot watch a file system device: {error}");
+                self.stop.stop(StopReason::DeviceFailure, detail);
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        let mut device = lock(&self.device);
+        let notified = device
+            .notifications
+            .iter()
+            .find(|event| event.as_raw_fd() == events.fd());
+        if let Some(event) = notified {
+            // The count does not matter; without one the read says EAGAIN.
+            let _ = event.read();
+        }
+        device.serve();
+    }
+}
