@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 /// Which crates of the workspace each may name: arrows point one way.
-const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     (
         "cli",
         &["rvm-engine", "rvm-images", "rvm-isolation", "rvm-protocol"],
@@ -21,6 +21,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 8] = [
     ),
     ("agent", &["rvm-isolation", "rvm-protocol"]),
     ("vmm", &[]),
+    ("vmm/fs-worker", &["rvm-vmm"]),
     ("images", &[]),
     ("isolation", &[]),
     ("protocol", &[]),

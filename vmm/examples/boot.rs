@@ -1,21 +1,27 @@
 //! Boots a kernel from paths and prints its console: a machine without anything of rvm around it.
 //!
 //! ```text
-//! boot [-s] [-c VCPUS] [-m MIB] [-a CMDLINE] [-d DISK[:ro]]... [-n TAP[,queues=N]]... [-v SOCKET] KERNEL [INITRD]...
+//! boot [-s] [-c VCPUS] [-m MIB] [-a CMDLINE] [-d DISK[:ro]]... [-n TAP[,queues=N]]... [-v SOCKET]
+//!      [-f TAG=DIRECTORY[:ro]]... KERNEL [INITRD]...
 //! ```
-//! `-s` refuses io_uring to itself, as some hosts do, so that disks are served synchronously.
+//! `-s` refuses io_uring to itself, as some hosts do, so that disks are served synchronously. The workers of `-f` are
+//! `rvm-fs`, which is looked for above this program's directory: `cargo build -p rvm-fs`.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use rvm_vmm::config::LimitsConfig;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rvm_vmm::config::{FsTag, LimitsConfig};
 use rvm_vmm::event::Event;
 use rvm_vmm::reporter::{Reporter, Start};
-use rvm_vmm::resources::{Disk, Network, Part, Resources, Vsock};
+use rvm_vmm::resources::{Disk, FileSystem, Network, Part, Resources, Vsock};
 use rvm_vmm::seccomp::Filters;
 use rvm_vmm::sys::open_tap;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
@@ -42,7 +48,7 @@ fn parse() -> Result<Resources> {
     let open = |path: &str| File::open(path).with_context(|| format!("cannot open {path}"));
     let (mut vcpus, mut memory_mib, mut cmdline, mut disks, mut vsock) =
         (1, 128, String::new(), Vec::new(), None);
-    let (mut files, mut networks) = (Vec::new(), Vec::new());
+    let (mut files, mut networks, mut file_systems) = (Vec::new(), Vec::new(), Vec::new());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || {
@@ -63,6 +69,7 @@ fn parse() -> Result<Resources> {
                     listener: UnixListener::bind(value()?)?,
                 })
             }
+            "-f" => file_systems.push(start_worker(&value()?)?),
             path => files.push(open(path)?),
         }
     }
@@ -83,7 +90,7 @@ fn parse() -> Result<Resources> {
         disks,
         networks,
         vsock,
-        file_systems: Vec::new(),
+        file_systems,
         doorbell_port: Some(0x600),
     })
 }
@@ -130,5 +137,34 @@ fn open_network(text: &str, index: u8) -> Result<Network> {
         mtu: None,
         receive: LimitsConfig::default(),
         transmit: LimitsConfig::default(),
+    })
+}
+
+/// Starts a worker, which ends when the machine has closed its socket.
+fn start_worker(text: &str) -> Result<FileSystem> {
+    let (tag, directory) = text.split_once('=').context("-f needs TAG=DIRECTORY")?;
+    let read_only = directory.strip_suffix(":ro");
+    let path = read_only.unwrap_or(directory);
+    let directory = File::open(path).with_context(|| format!("cannot open {path}"))?;
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    fcntl_setfd(&directory, FdFlags::empty())?;
+    fcntl_setfd(&theirs, FdFlags::empty())?;
+    let own = std::env::current_exe()?;
+    let above = own.parent().and_then(|directory| directory.parent());
+    let program = above.context("this program is in no directory")?.join("rvm-fs");
+    Command::new(&program)
+        .args(["--directory", &directory.as_raw_fd().to_string()])
+        .args(["--socket", &theirs.as_raw_fd().to_string()])
+        .args(read_only.map(|_| "--read-only"))
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    Ok(FileSystem {
+        tag: FsTag::try_from(tag.to_owned())?,
+        socket: ours,
     })
 }

@@ -1,0 +1,111 @@
+//! `rvm-fs`: serves one directory to the file system device of one machine.
+//!
+//! `rvm-fs --directory FD --socket FD [--read-only]` takes over two descriptors: the directory, and a Unix socket of type
+//! `SOCK_SEQPACKET` whose other end a machine has. It ends with 0 when that end is closed. Started by root, it serves
+//! from a process of its own namespaces, and waits for that.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{OwnedFd, RawFd};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use rvm_fs::confine::{self, Side};
+use rvm_fs::share::{Access, Ended, Share};
+use rvm_vmm::sys::Inherited;
+
+/// Threads that serve requests. One waits for the disk as the others go on; more than the lab's and most hosts' disks do
+/// at once would only wait for each other.
+const THREADS: usize = 4;
+
+struct Arguments {
+    directory: RawFd,
+    socket: RawFd,
+    access: Access,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("rvm-fs: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<ExitCode> {
+    let mut inherited = Inherited::once().context("the descriptors were taken over before")?;
+    // Whoever started it has to clean up after it, and does not where it is gone.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind to the starter's life")?;
+    let arguments = arguments()?;
+    let directory = inherited
+        .take(arguments.directory)
+        .context("cannot use the directory")?;
+    let socket = inherited
+        .take(arguments.socket)
+        .context("cannot use the socket")?;
+    inherited
+        .close_others(&[])
+        .context("cannot close the other descriptors")?;
+    match confine::separate(directory, arguments.access, socket)? {
+        Side::Outside(child) => Ok(child.wait()?),
+        Side::Inside(room, socket) => serve(room, socket, arguments.access),
+    }
+}
+
+/// Serves requests until the machine is gone.
+fn serve(room: confine::Room, socket: OwnedFd, access: Access) -> Result<ExitCode> {
+    let share = Share::open(&room, access).context("cannot open the directory")?;
+    let filters = room.seal()?;
+    let (share, socket) = (Arc::new(share), Arc::new(socket));
+    let (ended, end) = std::sync::mpsc::channel::<Result<Ended>>();
+    for _ in 0..THREADS {
+        let (share, socket, filters, ended) = (share.clone(), socket.clone(), filters.clone(), ended.clone());
+        let body = move || {
+            let result = filters.install_for_requests().map_err(anyhow::Error::from);
+            let result = result.map(|()| share.serve_all(&socket));
+            // Fails only if the main thread has ended, and the process with it.
+            let _ = ended.send(result);
+        };
+        std::thread::Builder::new()
+            .name("requests".into())
+            .spawn(body)
+            .context("cannot start a thread")?;
+    }
+    // This thread never serves: a thread that changes its user to create a file loses its parent-death signal.
+    filters.install_for_waiting()?;
+    match end.recv().context("all threads are gone")?? {
+        Ended::Closed => Ok(ExitCode::SUCCESS),
+        Ended::Failed(error) => Err(error).context("cannot use the socket"),
+    }
+}
+
+fn arguments() -> Result<Arguments> {
+    const USAGE: &str =
+        "usage: rvm-fs --directory FD --socket FD [--read-only] (it is started beside rvm-vmm)";
+    let (mut directory, mut socket, mut access) = (None, None, Access::ReadWrite);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut descriptor = || -> Result<Option<RawFd>> {
+            let fd = arguments.next().context(USAGE)?;
+            let number = fd
+                .parse()
+                .with_context(|| format!("{fd:?} is not a descriptor"))?;
+            Ok(Some(number))
+        };
+        match argument.as_str() {
+            "--directory" => directory = descriptor()?,
+            "--socket" => socket = descriptor()?,
+            "--read-only" => access = Access::ReadOnly,
+            _ => bail!(USAGE),
+        }
+    }
+    Ok(Arguments {
+        directory: directory.context(USAGE)?,
+        socket: socket.context(USAGE)?,
+        access,
+    })
+}

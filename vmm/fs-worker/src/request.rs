@@ -1,0 +1,395 @@
+//! Which FUSE requests are let through to the library, and in what shape (include/uapi/linux/fuse.h).
+//!
+//! A request of a kind that is not listed is answered with `ENOSYS`, which tells a driver to do without. One that is cut
+//! off, or has too much, or a name that is none, is answered with `EINVAL` here: the library would answer some of these
+//! twice, and others not at all.
+
+use rvm_vmm::devices::virtio::fs::{IN_HEADER_BYTES, has_answer};
+
+use crate::share::Access;
+
+pub(crate) const SYMLINK: u32 = 6;
+pub(crate) const OPEN: u32 = 14;
+pub(crate) const READ: u32 = 15;
+pub(crate) const WRITE: u32 = 16;
+pub(crate) const SETXATTR: u32 = 21;
+pub(crate) const GETXATTR: u32 = 22;
+pub(crate) const LISTXATTR: u32 = 23;
+pub(crate) const REMOVEXATTR: u32 = 24;
+pub(crate) const INIT: u32 = 26;
+pub(crate) const OPENDIR: u32 = 27;
+pub(crate) const CREATE: u32 = 35;
+pub(crate) const INTERRUPT: u32 = 36;
+pub(crate) const DESTROY: u32 = 38;
+pub(crate) const BATCH_FORGET: u32 = 42;
+pub(crate) const SYNCFS: u32 = 50;
+
+/// Longest value and longest list of extended attributes (include/uapi/linux/limits.h).
+const MAX_XATTR_BYTES: u32 = 64 << 10;
+
+/// Flags with which files may be opened. Not among them is `O_DIRECT`: the buffers here are not aligned, and the guest's own
+/// cache is passed by all the same. With `O_PATH` or `O_ASYNC` no driver opens.
+const OPEN_FLAGS: i32 = libc::O_ACCMODE
+    | libc::O_APPEND
+    | libc::O_CREAT
+    | libc::O_DIRECTORY
+    | libc::O_DSYNC
+    | libc::O_EXCL
+    | libc::O_LARGEFILE
+    | libc::O_NOATIME
+    | libc::O_NOCTTY
+    | libc::O_NOFOLLOW
+    | libc::O_NONBLOCK
+    | libc::O_SYNC
+    | libc::O_TRUNC;
+
+/// For requests of nonsense that are not all refused here: how many bytes and texts follow the head.
+#[cfg(test)]
+pub(crate) fn shape_of(opcode: u32) -> Option<(usize, usize)> {
+    let shape = SHAPES.iter().find(|shape| shape.opcode == opcode)?;
+    Some((shape.fixed, shape.texts))
+}
+
+/// What follows the head of a request.
+struct Shape {
+    opcode: u32,
+    /// A structure of so many bytes,
+    fixed: usize,
+    /// then so many texts, each with a NUL at its end,
+    texts: usize,
+    /// then data or not.
+    data: Data,
+    /// Changes something in the directory.
+    changes: bool,
+}
+
+enum Data {
+    None,
+    /// As many bytes as this field of the structure says.
+    Counted(usize),
+    /// So many times as the first field of the structure says, so many bytes.
+    Items(usize),
+    /// More of the structure, of drivers that are newer.
+    Optional,
+}
+
+const fn reads(opcode: u32, fixed: usize, texts: usize) -> Shape {
+    Shape {
+        opcode,
+        fixed,
+        texts,
+        data: Data::None,
+        changes: false,
+    }
+}
+
+const fn changes(opcode: u32, fixed: usize, texts: usize) -> Shape {
+    Shape {
+        changes: true,
+        ..reads(opcode, fixed, texts)
+    }
+}
+
+const SHAPES: &[Shape] = &[
+    reads(1, 0, 1),    // LOOKUP
+    reads(2, 8, 0),    // FORGET
+    reads(3, 16, 0),   // GETATTR
+    changes(4, 88, 0), // SETATTR
+    reads(5, 0, 0),    // READLINK
+    changes(SYMLINK, 0, 2),
+    changes(8, 16, 1), // MKNOD
+    changes(9, 8, 1),  // MKDIR
+    changes(10, 0, 1), // UNLINK
+    changes(11, 0, 1), // RMDIR
+    changes(12, 8, 2), // RENAME
+    changes(13, 8, 1), // LINK
+    reads(OPEN, 8, 0),
+    reads(READ, 40, 0),
+    Shape {
+        data: Data::Counted(16),
+        ..changes(WRITE, 40, 0)
+    },
+    reads(17, 0, 0),  // STATFS
+    reads(18, 24, 0), // RELEASE
+    reads(20, 16, 0), // FSYNC
+    Shape {
+        data: Data::Counted(0),
+        ..changes(SETXATTR, 8, 1)
+    },
+    reads(GETXATTR, 8, 1),
+    reads(LISTXATTR, 8, 0),
+    changes(REMOVEXATTR, 0, 1),
+    reads(25, 24, 0), // FLUSH
+    Shape {
+        data: Data::Optional,
+        ..reads(INIT, 16, 0)
+    },
+    reads(OPENDIR, 8, 0),
+    reads(28, 40, 0), // READDIR
+    reads(29, 24, 0), // RELEASEDIR
+    reads(30, 16, 0), // FSYNCDIR
+    reads(34, 8, 0),  // ACCESS
+    changes(CREATE, 16, 1),
+    reads(INTERRUPT, 8, 0),
+    reads(DESTROY, 0, 0),
+    Shape {
+        data: Data::Items(16),
+        ..reads(BATCH_FORGET, 8, 0)
+    },
+    changes(43, 32, 0), // FALLOCATE
+    reads(44, 40, 0),   // READDIRPLUS
+    changes(45, 16, 2), // RENAME2
+    reads(46, 24, 0),   // LSEEK
+    reads(SYNCFS, 8, 0),
+];
+
+/// A whole request.
+#[derive(Debug)]
+pub(crate) struct Request<'a> {
+    pub(crate) opcode: u32,
+    /// The driver's number of it.
+    pub(crate) id: u64,
+    /// All of it.
+    pub(crate) message: &'a mut [u8],
+}
+
+/// What is not let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// The driver's number of the request, 0 if there is no head.
+    pub(crate) id: u64,
+    /// The error number to answer with; `None` if nobody waits for an answer.
+    pub(crate) error: Option<i32>,
+}
+
+impl<'a> Request<'a> {
+    /// Checks a message, and takes out of it what the library is not to see.
+    pub(crate) fn check(message: &'a mut [u8], access: Access) -> Result<Self, Refused> {
+        let no_head = Refused { id: 0, error: None };
+        let (opcode, id) = match (word(message, 0), word(message, 4), long(message, 8)) {
+            (Some(length), Some(opcode), Some(id))
+                if usize::try_from(length) == Ok(message.len()) && message.len() >= IN_HEADER_BYTES =>
+            {
+                (opcode, id)
+            }
+            _ => return Err(no_head),
+        };
+        let refuse = |error| Refused {
+            id,
+            error: has_answer(opcode).then_some(error),
+        };
+        let shape = SHAPES.iter().find(|shape| shape.opcode == opcode);
+        let shape = shape.ok_or(refuse(libc::ENOSYS))?;
+        let body = message.get_mut(IN_HEADER_BYTES..).unwrap_or_default();
+        if !shape.fits(body) {
+            return Err(refuse(libc::EINVAL));
+        }
+        let flags = limit_flags(opcode, body);
+        if access == Access::ReadOnly && (shape.changes || flags.is_some_and(open_changes)) {
+            return Err(refuse(libc::EROFS));
+        }
+        Ok(Self { opcode, id, message })
+    }
+
+    /// What follows the head.
+    pub(crate) fn body(&self) -> &[u8] {
+        self.message.get(IN_HEADER_BYTES..).unwrap_or_default()
+    }
+
+    /// Makes it a request of root, whoever it was of.
+    pub(crate) fn set_root(&mut self) {
+        if let Some(ids) = self.message.get_mut(24..32) {
+            ids.fill(0);
+        }
+    }
+}
+
+impl Shape {
+    fn fits(&self, body: &[u8]) -> bool {
+        let Some((fixed, mut rest)) = body.split_at_checked(self.fixed) else {
+            return false;
+        };
+        for index in 0..self.texts {
+            let Some(end) = rest.iter().position(|byte| *byte == 0) else {
+                return false;
+            };
+            let (text, behind) = rest.split_at(end);
+            // The second text of a link is where it points to, which may be anything.
+            let is_name = !matches!(self.opcode, SETXATTR | GETXATTR | REMOVEXATTR)
+                && (self.opcode, index) != (SYMLINK, 1);
+            if is_name && !is_name_of_entry(text) {
+                return false;
+            }
+            rest = behind.get(1..).unwrap_or_default();
+        }
+        let size = |at| word(fixed, at).and_then(|size| usize::try_from(size).ok());
+        let data_fits = match self.data {
+            Data::None => rest.is_empty(),
+            Data::Counted(at) => size(at) == Some(rest.len()),
+            Data::Items(bytes) => size(0).and_then(|count| count.checked_mul(bytes)) == Some(rest.len()),
+            Data::Optional => true,
+        };
+        // The library makes room for as much as a driver claims to have.
+        let is_xattr = matches!(self.opcode, GETXATTR | LISTXATTR);
+        data_fits && !(is_xattr && word(fixed, 0).is_none_or(|size| size > MAX_XATTR_BYTES))
+    }
+}
+
+/// Whether a text names an entry of a directory, and not a way to another directory. How long it may be is known to the
+/// file system.
+fn is_name_of_entry(text: &[u8]) -> bool {
+    !matches!(text, b"" | b"." | b"..") && !text.contains(&b'/')
+}
+
+/// Clears flags of open files that are not among [`OPEN_FLAGS`], and returns the others if the request opens one.
+fn limit_flags(opcode: u32, body: &mut [u8]) -> Option<i32> {
+    let at = match opcode {
+        OPEN | OPENDIR | CREATE => 0,
+        READ | WRITE => 32,
+        _ => return None,
+    };
+    let field: &mut [u8; 4] = body.get_mut(at..)?.first_chunk_mut()?;
+    let flags = i32::from_le_bytes(*field) & OPEN_FLAGS;
+    *field = flags.to_le_bytes();
+    (at == 0).then_some(flags)
+}
+
+fn open_changes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & (libc::O_TRUNC | libc::O_CREAT) != 0
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let chunk = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*chunk))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    let chunk = bytes.get(at..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*chunk))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(opcode: u32, body: &[u8]) -> Vec<u8> {
+        let mut message = vec![0; IN_HEADER_BYTES];
+        let length = u32::try_from(IN_HEADER_BYTES + body.len()).unwrap();
+        message[..4].copy_from_slice(&length.to_le_bytes());
+        message[4..8].copy_from_slice(&opcode.to_le_bytes());
+        message[8] = 7;
+        message[24..32].fill(9);
+        message.extend(body);
+        message
+    }
+
+    fn check_as(access: Access, opcode: u32, body: &[u8], expected: Result<(), i32>) {
+        let mut message = message(opcode, body);
+        let result = Request::check(&mut message, access).map(drop);
+        let expected = expected.map_err(|error| Refused {
+            id: 7,
+            error: Some(error),
+        });
+        assert_eq!(result, expected, "{opcode} {body:?}");
+    }
+
+    fn check(opcode: u32, body: &[u8], expected: Result<(), i32>) {
+        check_as(Access::ReadWrite, opcode, body, expected);
+    }
+
+    const INVALID: Result<(), i32> = Err(libc::EINVAL);
+
+    #[test]
+    fn names_name_entries() {
+        check(1, b"name\0", Ok(()));
+        check(1, b"...\0", Ok(()));
+        check(1, b"with blank\n\xff\0", Ok(()));
+        for name in [
+            &b"name"[..],
+            b"",
+            b"\0",
+            b".\0",
+            b"..\0",
+            b"a/b\0",
+            b"/\0",
+            b"a\0b\0",
+            b"a\0\0",
+        ] {
+            check(1, name, INVALID);
+        }
+        check(SYMLINK, b"link\0/../anywhere\0", Ok(()));
+        check(SYMLINK, b"../link\0target\0", INVALID);
+        check(SYMLINK, b"link\0target", INVALID);
+        check(12, b"\x01\0\0\0\0\0\0\0old\0new\0", Ok(()));
+        check(12, b"\x01\0\0\0\0\0\0\0old\0..\0", INVALID);
+        check(12, b"\x01\0\0\0\0\0\0\0old\0", INVALID);
+        check(SETXATTR, b"\x02\0\0\0\0\0\0\0user.a\0xy", Ok(()));
+        check(SETXATTR, b"\x03\0\0\0\0\0\0\0user.a\0xy", INVALID);
+    }
+
+    #[test]
+    fn lengths_are_exact() {
+        for shape in SHAPES {
+            if matches!(shape.data, Data::Optional) || !has_answer(shape.opcode) {
+                continue;
+            }
+            let mut body = vec![0; shape.fixed];
+            (0..shape.texts).for_each(|_| body.extend(b"n\0"));
+            check(shape.opcode, &body, Ok(()));
+            for length in 0..body.len() {
+                check(shape.opcode, &body[..length], INVALID);
+            }
+            body.push(1);
+            check(shape.opcode, &body, INVALID);
+        }
+        check(LISTXATTR, &[0, 0, 1, 0, 0, 0, 0, 0], Ok(()));
+        check(LISTXATTR, &[1, 0, 1, 0, 0, 0, 0, 0], INVALID);
+        check(LISTXATTR, &[0xff; 8], INVALID);
+        check(99, b"", Err(libc::ENOSYS));
+        check(39, &[0; 32], Err(libc::ENOSYS)); // IOCTL
+    }
+
+    #[test]
+    fn what_nobody_waits_for_has_no_answer() {
+        let check = |message: &mut [u8], id| {
+            let refused = Refused { id, error: None };
+            assert_eq!(Request::check(message, Access::ReadWrite).map(drop), Err(refused));
+        };
+        check(&mut message(2, &[0; 7]), 7);
+        check(&mut message(BATCH_FORGET, &[2, 0, 0, 0, 0, 0, 0, 0, 1, 1]), 7);
+        check(&mut message(BATCH_FORGET, &[0xff; 24]), 7);
+        let whole = message(1, b"name\0");
+        check(&mut whole[..whole.len() - 1].to_vec(), 0);
+        check(&mut whole[..39].to_vec(), 0);
+        check(&mut [], 0);
+    }
+
+    #[test]
+    fn a_read_only_directory_is_not_changed() {
+        let check = |opcode, body: &[u8], expected| check_as(Access::ReadOnly, opcode, body, expected);
+        let refused = Err(libc::EROFS);
+        check(9, b"\0\0\0\0\0\0\0\0name\0", refused);
+        check(10, b"name\0", refused);
+        check(1, b"name\0", Ok(()));
+        let open = |flags: i32| [&flags.to_le_bytes()[..], &[0; 4]].concat();
+        check(OPEN, &open(libc::O_RDONLY), Ok(()));
+        check(OPEN, &open(libc::O_RDONLY | libc::O_TRUNC), refused);
+        check(OPEN, &open(libc::O_RDWR), refused);
+        check(OPEN, &open(libc::O_WRONLY), refused);
+        check(OPENDIR, &open(libc::O_RDONLY | libc::O_DIRECTORY), Ok(()));
+        check(OPENDIR, &open(libc::O_RDWR | libc::O_TMPFILE), refused);
+        assert_eq!(SHAPES.iter().filter(|shape| shape.changes).count(), 14);
+    }
+
+    #[test]
+    fn flags_are_limited_and_root_can_stand_for_anybody() {
+        let flags = libc::O_DIRECT | libc::O_PATH | libc::O_ASYNC | libc::O_WRONLY | libc::O_APPEND;
+        let mut bytes = message(OPEN, &[&flags.to_le_bytes()[..], &[0; 4]].concat());
+        let mut request = Request::check(&mut bytes, Access::ReadWrite).unwrap();
+        let left = libc::O_WRONLY | libc::O_APPEND;
+        assert_eq!(request.body()[..4], left.to_le_bytes());
+        request.set_root();
+        assert_eq!(request.message[20..36], [[0; 4]; 4].concat());
+        assert_eq!((request.opcode, request.id), (OPEN, 7));
+    }
+}

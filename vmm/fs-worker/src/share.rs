@@ -1,0 +1,232 @@
+//! The directory as a file system: requests in, answers out.
+//!
+//! **What other guests and the host see.** What is written is in the host's page cache when the write is answered, and on its
+//! disk when an `fsync` or a `sync` is. The guest asks anew for every name and attribute (no time-outs), so that what others
+//! have changed is seen by the next system call; its page cache of a file is dropped when the file is opened and whenever
+//! its time or size has changed. Only a file that is mapped into memory may show what was there before. `O_APPEND` appends
+//! at the host's end of the file. Locks (`flock`, `fcntl`) hold within one guest.
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuse_backend_rs::abi::fuse_abi::{FsOptions, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION};
+use fuse_backend_rs::api::filesystem::FileSystem as _;
+use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
+use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rvm_vmm::devices::virtio::fs::{MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER_BYTES, has_answer};
+use vm_memory::ByteValued as _;
+
+use crate::confine::Room;
+use crate::request::{DESTROY, INIT, INTERRUPT, Request, SYNCFS};
+
+/// The oldest minor version of the protocol that is spoken, of Linux 5.4, the first with this device.
+const OLDEST_MINOR: u32 = 31;
+
+/// Pages of one request.
+const MAX_PAGES: u16 = 32;
+
+/// Requests that a driver may have running for its read-ahead and the like.
+const MAX_BACKGROUND: u16 = 16;
+
+/// What a guest may do with the directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything.
+    ReadWrite,
+    /// Look.
+    ReadOnly,
+}
+
+/// As whom files are created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Creator {
+    /// As the guest's user. The process may become anybody.
+    GuestUser,
+    /// As the user that the worker runs as.
+    Worker,
+}
+
+/// Why no more requests are served.
+#[derive(Debug)]
+pub enum Ended {
+    /// The machine has closed the socket.
+    Closed,
+    /// The socket does not work.
+    Failed(io::Error),
+}
+
+/// A directory that is served.
+pub struct Share {
+    files: Arc<PassthroughFs>,
+    server: Server<Arc<PassthroughFs>>,
+    /// For `syncfs`.
+    root: OwnedFd,
+    access: Access,
+    creator: Creator,
+}
+
+impl Share {
+    /// Opens the directory in `room`.
+    ///
+    /// # Errors
+    /// Those of opening it and of `/proc/self`.
+    pub fn open(room: &Room, access: Access) -> io::Result<Self> {
+        let config = Config {
+            root_dir: room.directory().to_owned(),
+            entry_timeout: Duration::ZERO,
+            attr_timeout: Duration::ZERO,
+            cache_policy: CachePolicy::Auto,
+            xattr: true,
+            killpriv_v2: true,
+            // Else it would remember each file that it has ever seen.
+            use_host_ino: true,
+            allow_direct_io: false,
+            ..Config::default()
+        };
+        let files = Arc::new(PassthroughFs::new(config)?);
+        files.import()?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(room.directory(), flags, Mode::empty())?;
+        Ok(Self {
+            server: Server::new(files.clone()),
+            files,
+            root,
+            access,
+            creator: room.creator(),
+        })
+    }
+
+    /// Serves requests from `socket` as they come. Several threads may do so at once.
+    pub fn serve_all(&self, socket: &OwnedFd) -> Ended {
+        let mut message = vec![0; MAX_MESSAGE_BYTES];
+        let mut answer = vec![0; MAX_MESSAGE_BYTES];
+        loop {
+            let length = match recv(socket, message.as_mut_slice(), RecvFlags::empty()) {
+                // A machine sends no empty message.
+                Ok((0, _)) => return Ended::Closed,
+                Ok((length, _)) => length,
+                Err(Errno::INTR) => continue,
+                Err(error) => return Ended::Failed(error.into()),
+            };
+            let request = message.get_mut(..length).unwrap_or_default();
+            match self.serve(socket.as_fd(), request, &mut answer) {
+                Ok(()) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Ended::Closed,
+                Err(error) => return Ended::Failed(error.into()),
+            }
+        }
+    }
+
+    /// Serves one request; sends one answer to it, if it is to have one.
+    fn serve(&self, socket: BorrowedFd<'_>, message: &mut [u8], space: &mut [u8]) -> Result<(), Errno> {
+        let mut request = match Request::check(message, self.access) {
+            Ok(request) => request,
+            Err(refused) => {
+                return match refused.error {
+                    Some(error) => send_answer(socket, refused.id, error, &[]),
+                    None => Ok(()),
+                };
+            }
+        };
+        let id = request.id;
+        match request.opcode {
+            INIT => match self.begin(request.body()) {
+                Ok(agreed) => send_answer(socket, id, 0, agreed.as_slice()),
+                Err(error) => send_answer(socket, id, error, &[]),
+            },
+            DESTROY => {
+                self.files.destroy();
+                send_answer(socket, id, 0, &[])
+            }
+            SYNCFS => {
+                let result = rustix::fs::syncfs(&self.root);
+                send_answer(socket, id, result.err().map_or(0, Errno::raw_os_error), &[])
+            }
+            // What was asked for cannot be taken back.
+            INTERRUPT => Ok(()),
+            opcode => {
+                if self.creator == Creator::Worker {
+                    request.set_root();
+                }
+                let answered = self.ask_library(socket, request.message, space);
+                if answered || !has_answer(opcode) {
+                    return Ok(());
+                }
+                send_answer(socket, id, libc::EIO, &[])
+            }
+        }
+    }
+
+    /// Whether the library has sent an answer.
+    fn ask_library(&self, socket: BorrowedFd<'_>, message: &mut [u8], space: &mut [u8]) -> bool {
+        let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(message));
+        let writer = FuseDevWriter::<()>::new(socket.as_raw_fd(), space);
+        let (Ok(reader), Ok(writer)) = (reader, writer) else {
+            return false;
+        };
+        // It fails where its answer does not fit or cannot be sent, and then it has sent none.
+        let sent = self
+            .server
+            .handle_message(reader, Writer::FuseDev(writer), None, None);
+        sent.is_ok_and(|bytes| bytes > 0)
+    }
+
+    /// Begins anew with a driver, whatever there was before; returns what was agreed on, or an error number.
+    fn begin(&self, body: &[u8]) -> Result<InitOut, i32> {
+        let mut asked = InitIn::default();
+        let head = body.get(..size_of::<InitIn>()).ok_or(libc::EINVAL)?;
+        asked.as_mut_slice().copy_from_slice(head);
+        if asked.major < KERNEL_VERSION || (asked.major == KERNEL_VERSION && asked.minor < OLDEST_MINOR) {
+            return Err(libc::EPROTO);
+        }
+        let mut agreed = InitOut {
+            major: KERNEL_VERSION,
+            minor: KERNEL_MINOR_VERSION,
+            ..InitOut::default()
+        };
+        if asked.major > KERNEL_VERSION {
+            // The driver asks again, in this version.
+            return Ok(agreed);
+        }
+        self.files.destroy();
+        let offered = FsOptions::from_bits_truncate(u64::from(asked.flags));
+        let wanted = FsOptions::ASYNC_READ
+            | FsOptions::BIG_WRITES
+            | FsOptions::ATOMIC_O_TRUNC
+            | FsOptions::AUTO_INVAL_DATA
+            | FsOptions::PARALLEL_DIROPS
+            | FsOptions::ASYNC_DIO
+            | FsOptions::MAX_PAGES;
+        let of_library = self.files.init(offered).map_err(|_| libc::EIO)?;
+        let common = offered & (wanted | of_library);
+        agreed.flags = u32::try_from(common.bits()).map_err(|_| libc::EIO)?;
+        agreed.max_readahead = asked.max_readahead;
+        agreed.max_background = MAX_BACKGROUND;
+        agreed.congestion_threshold = MAX_BACKGROUND / 4 * 3;
+        agreed.max_write = MAX_DATA_BYTES;
+        agreed.max_pages = MAX_PAGES;
+        agreed.time_gran = 1;
+        Ok(agreed)
+    }
+}
+
+/// Sends an answer: an error number, or 0 and a body.
+fn send_answer(socket: BorrowedFd<'_>, id: u64, error: i32, body: &[u8]) -> Result<(), Errno> {
+    let mut answer = Vec::with_capacity(OUT_HEADER_BYTES + body.len());
+    let length = u32::try_from(OUT_HEADER_BYTES + body.len()).unwrap_or(u32::MAX);
+    answer.extend(length.to_le_bytes());
+    answer.extend((-error).to_le_bytes());
+    answer.extend(id.to_le_bytes());
+    answer.extend(body);
+    send(socket, &answer, SendFlags::NOSIGNAL).map(drop)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
