@@ -115,6 +115,7 @@ impl Guest {
                 receive: shape.receive,
                 transmit: shape.transmit,
             }],
+            file_systems: Vec::new(),
             vsock: None,
             doorbell_port: None,
             events_fd,
