@@ -15,18 +15,19 @@ pub(crate) use input::Input;
 
 use crate::arch::x86_64::fuzz as boot;
 use crate::config::VmConfig;
-use crate::devices::virtio::{self, balloon, block, net, rng, vsock};
+use crate::devices::virtio::{self, balloon, block, fs, net, rng, vsock};
 
 /// A name and what takes the bytes.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets, named as the programs in `tests/fuzz` and their directories of inputs.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("transport", virtio::fuzz::transport),
     ("transport_device", virtio::fuzz::transport_device),
     ("block_queue", block::fuzz::queue),
     ("rng_queue", rng::fuzz::queue),
     ("balloon_queue", balloon::fuzz::queue),
+    ("fs_queue", fs::fuzz::queue),
     ("net_queue", net::fuzz::queue),
     ("net_control", net::fuzz::control),
     ("vsock_queue", vsock::fuzz::queue),

@@ -4,12 +4,14 @@
 //! Whatever is in the rings, the device says that it needs a reset or serves the request; after a reset it works as if
 //! nothing had happened, and its process has not grown.
 
+use std::io::Write as _;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberOps};
+use rustix::net::{RecvFlags, SendFlags};
 use virtio_bindings::virtio_config::{VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_NEEDS_RESET};
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_STATUS,
@@ -19,9 +21,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::VirtioDevice;
 use super::balloon::{Balloon, BalloonSubscriber};
 use super::block::{Block, Disk};
+use super::fs::{self, FsSubscriber};
 use super::hostile::{Random, hostile_ring};
 use super::interrupt::Interrupt;
 use super::mmio::{MmioTransport, SharedDevice};
+use super::net::tests::one_pair;
 use super::rng::{Rng, RngSubscriber};
 use super::test_driver::{Descriptor, Driver, INDIRECT, NEXT, WRITE, start};
 use super::vsock::{Vsock, VsockSubscriber};
@@ -51,8 +55,10 @@ struct Machine {
     event_loop: EventManager<Subscriber>,
     /// Queues that the device looks at, and a request for each that it serves, in its own terms.
     attacked: Vec<(usize, Correct)>,
-    /// What makes the device look at a queue besides a notification.
-    client: Option<SocketAddr>,
+    /// Makes the device look at a queue, besides a notification.
+    poke: Box<dyn Fn() -> Option<UnixStream>>,
+    /// Looks at the device until it is said to have nothing more to do.
+    looks: usize,
 }
 
 /// A request that is in order: what the device reads, and how much it may write.
@@ -84,7 +90,8 @@ impl Machine {
             drivers: drivers.collect(),
             event_loop,
             attacked,
-            client: None,
+            poke: Box::new(|| None),
+            looks: 50,
         }
     }
 
@@ -133,7 +140,7 @@ impl Machine {
     /// Every queue serves a request.
     fn assert_works(&mut self) {
         for (queue, (readable, writable)) in self.attacked.clone() {
-            let client = self.connect();
+            let client = (self.poke)();
             let before = self.drivers[queue].used().len();
             let readable: &[&[u8]] = if readable.is_empty() { &[] } else { &[&readable] };
             self.drivers[queue].request(readable, writable);
@@ -146,17 +153,9 @@ impl Machine {
         }
     }
 
-    /// Something for the guest, so that the queue towards it is looked at.
-    fn connect(&self) -> Option<UnixStream> {
-        use std::io::Write as _;
-        let mut client = UnixStream::connect_addr(self.client.as_ref()?).unwrap();
-        client.write_all(b"CONNECT 1024\n").unwrap();
-        Some(client)
-    }
-
     /// The device is broken by what is in `queue`, says so, and leaves the rings alone until it is reset.
     fn assert_breaks(&mut self, name: &str, queue: usize) {
-        let client = self.connect();
+        let client = (self.poke)();
         self.notify(queue);
         self.wait_until(name, Self::needs_reset);
         assert_eq!(
@@ -228,7 +227,48 @@ fn vsock() -> Machine {
     // The queue of events is looked at after a restore only.
     let attacked = vec![(0, (Vec::new(), [44, 4096].as_slice())), (1, (vec![0; 44], &[]))];
     let mut machine = Machine::with(device, Some(Arc::new(Mutex::new(subscriber))), attacked);
-    machine.client = Some(address);
+    // Something for the guest, so that the queue towards it is looked at.
+    machine.poke = Box::new(move || {
+        let mut client = UnixStream::connect_addr(&address).unwrap();
+        client.write_all(b"CONNECT 1024\n").unwrap();
+        Some(client)
+    });
+    machine
+}
+
+fn net() -> Machine {
+    let (device, wire) = one_pair(7);
+    let attacked = vec![(0, (Vec::new(), [2048].as_slice())), (1, (vec![0; 72], &[]))];
+    let mut machine = Machine::new(device, attacked);
+    machine.poke = Box::new(move || {
+        // What the guest has sent is taken, so that there is room for more.
+        while rustix::net::recv(&wire, &mut [0; 8], RecvFlags::DONTWAIT).is_ok() {}
+        // A frame for the guest, unless it has left many of them.
+        let _ = rustix::net::send(&wire, &[0; 72], SendFlags::DONTWAIT);
+        None
+    });
+    // What is ready to receive is not used up.
+    machine.looks = 4;
+    machine
+}
+
+fn fs() -> Machine {
+    let (device, worker) = fs::tests::device("shared");
+    let device = Arc::new(Mutex::new(device));
+    let subscriber = FsSubscriber::new(device.clone(), stop());
+    // One that has no answer.
+    let forget = fs::tests::request(2, 1, &[0; 8]);
+    let attacked = vec![(0, (forget.clone(), [].as_slice())), (1, (forget, &[]))];
+    let mut machine = Machine::with(device, Some(Arc::new(Mutex::new(subscriber))), attacked);
+    machine.poke = Box::new(move || {
+        // It answers what has an answer.
+        while let Some((id, opcode, _)) = worker.next() {
+            if fs::has_answer(opcode) {
+                worker.answer(id, &[]);
+            }
+        }
+        None
+    });
     machine
 }
 
@@ -238,11 +278,13 @@ fn stop() -> Arc<StopSignal> {
 
 type Maker = fn() -> Machine;
 
-const MACHINES: [(&str, Maker); 4] = [
+const MACHINES: [(&str, Maker); 6] = [
     ("block", block),
     ("rng", rng),
     ("balloon", balloon),
     ("vsock", vsock),
+    ("net", net),
+    ("fs", fs),
 ];
 
 /// Nonsense that no device can take for a request.
@@ -416,7 +458,7 @@ fn random_nonsense_does_not_take_memory() {
                     bytes
                 };
                 let _ = hostile_ring(&machine.drivers[queue], content, &mut random);
-                let client = machine.connect();
+                let client = (machine.poke)();
                 machine.notify(queue);
                 broken += usize::from(machine.settle(queue));
                 drop(client);
@@ -438,7 +480,7 @@ impl Machine {
     /// Lets the device work on `queue` until it has failed or taken all that there is, and says whether it has failed.
     fn settle(&mut self, queue: usize) -> bool {
         // What waits for buffers, or for more than its budget, is left alone after this many looks.
-        for _ in 0..50 {
+        for _ in 0..self.looks {
             self.event_loop.run_with_timeout(0).unwrap();
             lock(&self.device).pause();
             let states = lock(&self.device).queues();

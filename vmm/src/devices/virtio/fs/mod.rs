@@ -6,6 +6,12 @@
 //! checked against what was asked.
 
 mod device;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose scene cannot be set up has to stop"
+)]
+pub(crate) mod fuzz;
 mod message;
 mod queue;
 mod session;
