@@ -102,7 +102,7 @@ impl Worker {
         }
         let message = [&answer.to_bytes()[..], &vec![b'w'; body]].concat();
         let message = match any {
-            0xf0..0xf8 => message.get(..usize::from(chosen)).unwrap_or(&message),
+            0xf0..0xf8 => message.get(..chosen).unwrap_or(&message),
             0xf8.. => {
                 self.socket = None;
                 return;
