@@ -391,7 +391,7 @@ mod tests {
                 guest_cid: 3,
                 listener_fd: 9,
             }),
-            file_systems: vec![file_system("shared", 11)],
+            file_systems: vec![file_system("shared", 13)],
             doorbell_port: Some(0x600),
             events_fd: 10,
             user: None,
