@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::process::Command;
-use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
@@ -16,12 +15,9 @@ use crate::pattern;
 pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 pub(crate) const CONTROL: u16 = 5000;
-/// Where datagrams go to that are counted, and where the count goes to.
+/// Where datagrams go to that are counted.
 pub(crate) const COUNTED: u16 = 5001;
-pub(crate) const COUNT: u16 = 5002;
 pub(crate) const DATAGRAM: usize = 1400;
-/// The guest tells its count at least this often.
-const REPORT: Duration = Duration::from_millis(100);
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -97,10 +93,6 @@ fn serve(words: &[&str]) -> String {
             }
             "sent".into()
         }
-        "count" => {
-            std::thread::spawn(count);
-            "ready".into()
-        }
         other => panic!("{other}"),
     }
 }
@@ -108,19 +100,4 @@ fn serve(words: &[&str]) -> String {
 fn attribute(name: &str) -> String {
     let text = fs::read_to_string(format!("/sys/class/net/eth0/{name}")).unwrap();
     text.trim().to_owned()
-}
-
-/// Counts what arrives, and tells the host time and again.
-fn count() {
-    let socket = UdpSocket::bind((GUEST, COUNTED)).unwrap();
-    socket.set_read_timeout(Some(REPORT)).unwrap();
-    let mut datagram = [0; DATAGRAM];
-    let mut datagrams = 0_u64;
-    loop {
-        let came = socket.recv(&mut datagram).is_ok();
-        datagrams += u64::from(came);
-        if !came || datagrams.is_multiple_of(32) {
-            socket.send_to(&datagrams.to_le_bytes(), (HOST, COUNT)).unwrap();
-        }
-    }
 }
