@@ -3,8 +3,9 @@
 //! **What other guests and the host see.** What is written is in the host's page cache when the write is answered, and on its
 //! disk when an `fsync` or a `sync` is. The guest asks anew for every name and attribute (no time-outs), so that what others
 //! have changed is seen by the next system call; its page cache of a file is dropped when the file is opened and whenever
-//! its time or size has changed. Only a file that is mapped into memory may show what was there before. `O_APPEND` appends
-//! at the host's end of the file. Locks (`flock`, `fcntl`) hold within one guest.
+//! its time or size has changed. Only a file that is mapped into memory may show what was there before. A path of n names
+//! costs up to 2n requests this way; with any time-out, a guest could hear of a change from another one before it sees it.
+//! `O_APPEND` appends at the host's end of the file. Locks (`flock`, `fcntl`) hold within one guest.
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
