@@ -117,7 +117,9 @@ impl<R: Router> Ioapic<R> {
 
     /// An IOAPIC that goes on from a saved state.
     #[must_use]
-    pub fn restore(state: IoapicState, router: R, stop: Arc<StopSignal>) -> Self {
+    pub fn restore(mut state: IoapicState, router: R, stop: Arc<StopSignal>) -> Self {
+        // More than the chip's registers reach, whoever wrote the state down.
+        state.entries.truncate(usize::from(MOST_LINES));
         let mut ioapic = Self {
             state,
             router,
