@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The first form starts `rvm-vmm` as a supervisor does: a configuration on an inherited descriptor, no environment, a
-//! user of its own. The second starts any program, whose standard output is the guest's serial port. Either way the
+//! user of its own, namespaces that are there already. The second starts any program, whose standard output is the guest's serial port. Either way the
 //! guest's first output has to be a line end, and its arrival on a pipe is the stamp, so that no monitor is at an
 //! advantage. The clock starts before the program is started.
 //!
@@ -25,7 +25,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::MemfdFlags;
 use rustix::io::{FdFlags, fcntl_setfd};
-use rvm_vmm::config::{CONFIG_VERSION, VmConfig};
+use rvm_vmm::config::{CONFIG_VERSION, NamespacesConfig, VmConfig};
+use rvm_vmm::confine;
 
 const USAGE: &str =
     "usage: stopwatch boot|rest (rvm-vmm VMM MIB CMDLINE KERNEL [INITRD] | command PROGRAM [ARGUMENT]...)";
@@ -102,6 +103,10 @@ impl Prepared {
         let kernel = open(kernel)?;
         let initrd = initrd.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
         let (leash, events) = UnixStream::pair()?;
+        let namespaces = rustix::process::geteuid()
+            .is_root()
+            .then(namespaces)
+            .transpose()?;
         let config = VmConfig {
             version: CONFIG_VERSION,
             vcpus: 1,
@@ -117,7 +122,11 @@ impl Prepared {
             file_systems: Vec::new(),
             doorbell_port: None,
             events_fd: events.as_raw_fd(),
-            user: rustix::process::geteuid().is_root().then_some(USER),
+            user: namespaces.is_some().then_some(USER),
+            namespaces: namespaces.as_ref().map(|[network, mounts]| NamespacesConfig {
+                network_fd: network.as_raw_fd(),
+                mounts_fd: mounts.as_raw_fd(),
+            }),
         };
         let mut json = File::from(rustix::fs::memfd_create("machine", MemfdFlags::CLOEXEC)?);
         serde_json::to_writer(&mut json, &config)?;
@@ -130,7 +139,12 @@ impl Prepared {
             .stdout(Stdio::null());
         let mut inherited: Vec<OwnedFd> =
             vec![kvm.into(), kernel.into(), console, events.into(), json.into()];
-        inherited.extend(initrd.into_iter().map(OwnedFd::from));
+        inherited.extend(
+            initrd
+                .into_iter()
+                .chain(namespaces.into_iter().flatten())
+                .map(OwnedFd::from),
+        );
         for descriptor in &inherited {
             inherit(descriptor.as_fd())?;
         }
@@ -140,6 +154,19 @@ impl Prepared {
             leash: Some(leash),
         })
     }
+}
+
+/// Empty namespaces, network and mounts, as every machine of an installation but the first finds them ready.
+fn namespaces() -> Result<[File; 2]> {
+    let make = |maker: fn() -> io::Result<File>| {
+        let made = std::thread::spawn(maker).join();
+        let namespace = made.ok().context("a thread panicked")?;
+        namespace.context("cannot make a namespace")
+    };
+    Ok([
+        make(confine::make_empty_network)?,
+        make(confine::make_empty_mounts)?,
+    ])
 }
 
 /// Lets the next program inherit a descriptor.

@@ -110,7 +110,7 @@ pub fn build(
     let place = u64::from(IOAPIC)..u64::from(IOAPIC) + ioapic::BYTES;
     mmio.add(place, Arc::new(Mutex::new(ioapic)))?;
 
-    boot::write_parameters(vm.memory(), &command_line, ramdisk)?;
+    boot::write_parameters(vm.memory(), &command_line, ramdisk, kernel.usable_start())?;
     mptable::write(vm.memory(), resources.vcpus, lines)?;
     registers::write_tables(vm.memory()).map_err(BuildError::Tables)?;
     let vcpus = create_vcpus(&vm, resources.vcpus, kernel.entry)?;

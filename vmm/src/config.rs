@@ -71,6 +71,18 @@ pub struct VmConfig {
     pub events_fd: RawFd,
     /// User and group that the process becomes if it is started by root.
     pub user: Option<u32>,
+    /// Namespaces for the process to enter if it is started by root, instead of making its own.
+    pub namespaces: Option<NamespacesConfig>,
+}
+
+/// Namespaces in which there is nothing. Machines may share them: none can make a socket or a file in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamespacesConfig {
+    /// A network namespace, as [`crate::confine::make_empty_network`] makes it.
+    pub network_fd: RawFd,
+    /// A mount namespace, as [`crate::confine::make_empty_mounts`] makes it.
+    pub mounts_fd: RawFd,
 }
 
 /// One disk: the concatenation of its parts.
@@ -292,6 +304,11 @@ impl VmConfig {
         descriptors.extend(self.networks.iter().flat_map(|network| &network.tap_fds));
         descriptors.extend(self.vsock.map(|vsock| vsock.listener_fd));
         descriptors.extend(self.file_systems.iter().map(|fs| fs.socket_fd));
+        descriptors.extend(
+            self.namespaces
+                .iter()
+                .flat_map(|given| [given.network_fd, given.mounts_fd]),
+        );
         descriptors
     }
 }
@@ -395,6 +412,10 @@ mod tests {
             doorbell_port: Some(0x600),
             events_fd: 10,
             user: None,
+            namespaces: Some(NamespacesConfig {
+                network_fd: 14,
+                mounts_fd: 15,
+            }),
         }
     }
 
@@ -456,6 +477,7 @@ mod tests {
         );
         check(|config| config.initrd_fds.push(10), "named twice");
         check(|config| config.initrd_fds.push(11), "named twice");
+        check(|config| config.initrd_fds.push(14), "named twice");
         check(
             |config| config.file_systems.push(file_system("shared", 20)),
             "two file systems have the tag \"shared\"",

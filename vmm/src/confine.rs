@@ -1,7 +1,9 @@
 //! What the process gives up before it looks at anything that others made: a compromised machine is left with the
 //! descriptors it was given, and with the system calls of [`crate::seccomp`].
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use landlock::{
@@ -11,7 +13,7 @@ use landlock::{
 use rustix::fs::{Gid, Uid};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{Resource, Rlimit, setrlimit};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitySet, LinkNameSpaceType};
 
 use crate::sys;
 
@@ -44,6 +46,8 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
 
 /// Gives up the file system, the network, other processes and every privilege, for good. Must run before there is a second
 /// thread. `user` is the user and group to become; without one the process stays who it is, without its privileges.
+/// Root enters `namespaces`, or makes such for itself: that is a quarter of all that a machine without devices takes to
+/// start, so machines share them.
 ///
 /// Root loses its view of files and networks by namespaces, anybody by Landlock as far as the kernel has it. Host name and
 /// System V IPC stay where they are: the calls that reach them are on no list of [`crate::seccomp`], and a namespace for them
@@ -51,10 +55,9 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
 ///
 /// # Errors
 /// [`Error`]. What the kernel does not know is not an error; what it refuses is.
-pub fn confine(user: Option<u32>) -> Result<(), Error> {
+pub fn confine(user: Option<u32>, namespaces: Option<Namespaces>) -> Result<(), Error> {
     if rustix::process::geteuid().is_root() {
-        sys::unshare_mounts_and_network().map_err(failed("leave the host's namespaces"))?;
-        enter_root(None).map_err(failed("leave the host's file system"))?;
+        leave_namespaces(namespaces)?;
     }
     if let Some(user) = user {
         become_user(user).map_err(failed("become an unprivileged user"))?;
@@ -69,6 +72,48 @@ pub fn confine(user: Option<u32>) -> Result<(), Error> {
         .create()?
         .restrict_self()?;
     Ok(())
+}
+
+/// Namespaces in which there is nothing, as [`make_empty_network`] and [`make_empty_mounts`] make them.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// A network without interfaces that are up.
+    pub network: OwnedFd,
+    /// A view of files with an empty root that cannot be written to.
+    pub mounts: OwnedFd,
+}
+
+fn leave_namespaces(ready: Option<Namespaces>) -> Result<(), Error> {
+    let Some(Namespaces { network, mounts }) = ready else {
+        sys::unshare_network().map_err(failed("leave the host's network"))?;
+        sys::unshare_mounts().map_err(failed("leave the host's mounts"))?;
+        return enter_root(None).map_err(failed("leave the host's file system"));
+    };
+    let enter =
+        |namespace: &OwnedFd, kind| rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind));
+    enter(&network, LinkNameSpaceType::Network).map_err(failed("leave the host's network"))?;
+    // Root and current directory become those of the namespace.
+    enter(&mounts, LinkNameSpaceType::Mount).map_err(failed("leave the host's file system"))
+}
+
+/// Moves the calling thread into a network namespace without interfaces that are up, and opens the namespace.
+///
+/// # Errors
+/// Those of `unshare(2)`, which root alone may call.
+pub fn make_empty_network() -> io::Result<File> {
+    sys::unshare_network()?;
+    File::open("/proc/thread-self/ns/net")
+}
+
+/// Moves the calling thread into a mount namespace with an empty root that cannot be written to, and opens the namespace.
+///
+/// # Errors
+/// As [`make_empty_network`], and those of [`enter_root`].
+pub fn make_empty_mounts() -> io::Result<File> {
+    sys::unshare_mounts()?;
+    let namespace = File::open("/proc/thread-self/ns/mnt")?;
+    enter_root(None)?;
+    Ok(namespace)
 }
 
 /// Renounces core dumps, which would hold a guest's memory or files, and programs that give privileges.

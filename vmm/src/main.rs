@@ -14,6 +14,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rvm_vmm::config::VmConfig;
+use rvm_vmm::confine::Namespaces;
 use rvm_vmm::event::{Event, Stopped};
 use rvm_vmm::machine::{self, Machine};
 use rvm_vmm::reporter::{Reporter, Start};
@@ -55,7 +56,8 @@ fn run(start: Start) -> Result<Stopped> {
     let termination = termination_descriptor().context("cannot watch for SIGTERM")?;
 
     let reporter = Arc::new(Reporter::new(events, start));
-    let built = confine(&config).and_then(|filters| build(config, &mut inherited, &reporter, filters));
+    let built = confine(&config, &mut inherited)
+        .and_then(|filters| build(config, &mut inherited, &reporter, filters));
     let stopped = match built {
         Ok(machine) => machine.run(Some(termination)),
         Err(error) => machine::setup_failure(error.as_ref(), &reporter),
@@ -65,8 +67,19 @@ fn run(start: Start) -> Result<Stopped> {
 }
 
 /// Gives up what a machine does not need, before anything that came from elsewhere is looked at.
-fn confine(config: &VmConfig) -> Result<Filters> {
-    rvm_vmm::confine::confine(config.user).context("cannot give up privileges")?;
+fn confine(config: &VmConfig, inherited: &mut Inherited) -> Result<Filters> {
+    let namespaces = match config.namespaces {
+        Some(given) => Some(Namespaces {
+            network: inherited
+                .take(given.network_fd)
+                .context("cannot use the network namespace")?,
+            mounts: inherited
+                .take(given.mounts_fd)
+                .context("cannot use the mount namespace")?,
+        }),
+        None => None,
+    };
+    rvm_vmm::confine::confine(config.user, namespaces).context("cannot give up privileges")?;
     // A change of user has undone it; if the supervisor died in between, its socket is closed, which ends the machine.
     set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind to the supervisor's life")?;
     let filters = Filters::new()?;

@@ -174,14 +174,27 @@ impl Inherited {
     }
 }
 
-/// Moves the process into a mount and a network namespace of its own. The caller has `CAP_SYS_ADMIN`.
+/// Moves the process into a mount namespace of its own. The caller has `CAP_SYS_ADMIN`.
 ///
 /// # Errors
 /// Those of `unshare(2)`.
-pub fn unshare_mounts_and_network() -> io::Result<()> {
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWNET;
-    // SAFETY: no descriptor table or memory is unshared, and no thread exists that could notice.
-    if unsafe { libc::unshare(namespaces) } < 0 {
+pub fn unshare_mounts() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNS)
+}
+
+/// Moves the calling thread into a network namespace of its own, in which no interface is up. The caller has
+/// `CAP_SYS_ADMIN`.
+///
+/// # Errors
+/// Those of `unshare(2)`.
+pub fn unshare_network() -> io::Result<()> {
+    unshare(libc::CLONE_NEWNET)
+}
+
+fn unshare(namespace: libc::c_int) -> io::Result<()> {
+    // SAFETY: no memory or descriptor table is unshared: the callers name namespaces alone, which no memory access
+    // depends on.
+    if unsafe { libc::unshare(namespace) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

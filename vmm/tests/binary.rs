@@ -46,6 +46,7 @@ fn run(change: impl FnOnce(&mut VmConfig)) -> (Output, Vec<Event>) {
         doorbell_port: None,
         events_fd: theirs.as_raw_fd(),
         user: None,
+        namespaces: None,
     };
     change(&mut config);
     let file = inherited(&serde_json::to_vec(&config).unwrap());

@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::LinuxCpu;
 use rvm_protocol::{BootConfig, DOORBELL_PORT, FailureKind, LayerExtent, Request, Stream};
-use rvm_vmm::config::{CONFIG_VERSION, DiskConfig, DiskPart, VmConfig, VsockConfig};
+use rvm_vmm::config::{CONFIG_VERSION, DiskConfig, DiskPart, NamespacesConfig, VmConfig, VsockConfig};
 use rvm_vmm::status::Status;
 
 use super::guest::{self, Address, Control};
 use super::machine::{self, Commands, Machine};
+use super::namespaces::Namespaces;
 use super::{Context, Exit, Input, Streams, initramfs};
 use crate::layout::{self, Asset};
 use crate::record::Layer;
@@ -265,6 +266,8 @@ struct Parts {
     writable_bytes: u64,
     console: File,
     vsock: UnixListener,
+    /// For root, who can enter them.
+    namespaces: Option<Namespaces>,
 }
 
 /// The user that a machine runs as: one of its own, so that it can neither signal nor trace another one's. The range is
@@ -290,7 +293,7 @@ impl Parts {
         let open = |layer: &Layer| {
             File::open(&layer.path).map_err(|source| Error::Layer(layer.path.clone(), source))
         };
-        let (writable, writable_bytes) = disk::writable(context.cache, context.directory)?;
+        let (writable, writable_bytes) = disk::writable(&context.layout.cache(), context.directory)?;
         Ok(Self {
             kvm: open_kvm().map_err(Error::Kvm)?,
             kernel: Asset::Kernel.open()?,
@@ -300,6 +303,11 @@ impl Parts {
             writable_bytes,
             console: console(context.directory).map_err(|source| Error::Resource("a console log", source))?,
             vsock: socket::bind(&address.socket).map_err(|source| Error::Resource("a socket", source))?,
+            namespaces: rustix::process::geteuid()
+                .is_root()
+                .then(|| Namespaces::open(context.layout.run()))
+                .transpose()
+                .map_err(|source| Error::Resource("empty namespaces", source))?,
         })
     }
 
@@ -351,12 +359,21 @@ impl Parts {
             user: rustix::process::geteuid()
                 .is_root()
                 .then(|| machine_user(&context.record.id)),
+            namespaces: self.namespaces.as_ref().map(|namespaces| NamespacesConfig {
+                network_fd: namespaces.network.as_raw_fd(),
+                mounts_fd: namespaces.mounts.as_raw_fd(),
+            }),
         };
         let files = [&self.kvm, &self.kernel, &self.writable, &self.console];
         let mut descriptors: Vec<_> = files
             .into_iter()
             .chain(&self.initramfs)
             .chain(&self.layers)
+            .chain(
+                self.namespaces
+                    .iter()
+                    .flat_map(|namespaces| [&namespaces.network, &namespaces.mounts]),
+            )
             .map(|file| file.as_fd())
             .collect();
         descriptors.extend([self.vsock.as_fd(), vmm_events.as_fd()]);

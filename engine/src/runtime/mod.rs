@@ -5,6 +5,7 @@ mod guest;
 mod initramfs;
 mod machine;
 mod microvm;
+mod namespaces;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -17,6 +18,7 @@ use oci_spec::runtime::Spec;
 use rvm_vmm::status::Status;
 
 use crate::cgroup::ContainerCgroup;
+use crate::layout::Layout;
 use crate::record::{Isolation, Record};
 use crate::timeline::Timeline;
 
@@ -41,8 +43,8 @@ pub(crate) struct Context<'a> {
     pub(crate) directory: &'a Path,
     /// The directory of its sockets.
     pub(crate) run_directory: &'a Path,
-    /// The directory of what all containers share and rvm can make again.
-    pub(crate) cache: &'a Path,
+    /// The directories of what all containers share.
+    pub(crate) layout: &'a Layout,
     /// Its cgroups; a virtual machine goes without where there is no cgroup2.
     pub(crate) cgroup: Option<&'a ContainerCgroup>,
     /// Lets others end the start.

@@ -67,7 +67,7 @@ pub fn run(layout: &Layout, id: &str, channel: UnixStream, timeline: Timeline) -
         store,
         owned,
         record,
-        cache: layout.cache(),
+        layout: layout.clone(),
         clients,
         timeline,
     };
@@ -78,7 +78,7 @@ struct Supervisor {
     store: Store,
     owned: Owned,
     record: Record,
-    cache: PathBuf,
+    layout: Layout,
     clients: Arc<Clients>,
     timeline: Timeline,
 }
@@ -140,7 +140,7 @@ impl Supervisor {
             spec: &spec,
             directory: self.owned.directory(),
             run_directory: &run_directory,
-            cache: &self.cache,
+            layout: &self.layout,
             cgroup: cgroup.as_ref(),
             alarm: self.clients.alarm(),
             timeline: &self.timeline,

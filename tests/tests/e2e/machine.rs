@@ -10,7 +10,7 @@ use rvm_tests::assets::Assets;
 use rvm_tests::command::{LIMIT, Output, finish};
 use rvm_tests::images::BUSYBOX;
 use rvm_tests::processes;
-use rvm_tests::rvm::{Isolation, Rvm, beside_this_program, in_mode, scratch};
+use rvm_tests::rvm::{Isolation, Rvm, alone, beside_this_program, in_mode, scratch};
 use rvm_tests::wait::wait_until;
 
 /// Runs `true` in a VM with assets in which something is wrong, and leaves nothing.
@@ -133,10 +133,29 @@ fn the_vmm_has_given_up_what_it_does_not_need() -> Result<()> {
                 .skip(2)
                 .all(|line| line.trim_start().starts_with("lo:"))
         );
+        for kind in ["net", "mnt"] {
+            let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/{kind}"));
+            assert_ne!(namespace(&vmm.pid.to_string())?, namespace("self")?);
+        }
         rvm.call(["rm", "-f", "confined"])?.ok();
         running.finish(LIMIT)?.code(137);
         Ok(())
     })
+}
+
+/// As after a restart of the host, or when somebody has tidied up: the mounts are gone, the files they covered are there.
+#[test]
+fn the_namespaces_that_machines_share_are_made_anew() -> Result<()> {
+    let _alone = alone();
+    // What is left behind is a mount, which is meant.
+    let rvm = Rvm::with_images(Isolation::Vm)?;
+    for name in ["empty-network", "empty-mounts", "empty-mounts"] {
+        let pinned = rvm.run_directory().join(name);
+        let unmounted = Command::new("umount").arg(&pinned).status()?;
+        assert!(unmounted.success(), "{unmounted}");
+        rvm.run(["--rm", BUSYBOX, "true"])?.ok();
+    }
+    Ok(())
 }
 
 /// Runs `rvm run true` in a mount namespace of its own, in which `prepare` has changed /dev.

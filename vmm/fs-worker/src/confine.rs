@@ -181,7 +181,8 @@ pub fn separate(directory: OwnedFd, access: Access, socket: OwnedFd) -> Result<S
         Forked::Child => {
             let step = "bind to the waiting process's life";
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed(step))?;
-            rvm_vmm::sys::unshare_mounts_and_network().map_err(failed("leave the host's namespaces"))?;
+            rvm_vmm::sys::unshare_network().map_err(failed("leave the host's network"))?;
+            rvm_vmm::sys::unshare_mounts().map_err(failed("leave the host's mounts"))?;
             common::enter_root(Some(&|root| furnish(root, &tree, access)))
                 .map_err(failed("leave the host's file system"))?;
             rustix::thread::set_thread_groups(&[]).map_err(failed("drop groups"))?;

@@ -163,3 +163,22 @@ pub(crate) fn balloon() {
         resident(machine.pid()) < used - 84 * MIB
     });
 }
+
+/// More memory than the host has, most of it beyond the hole; Linux takes pages from the top, so that devices read and
+/// write there.
+pub(crate) fn large_memory() {
+    let mut setup = Setup::new(
+        r#"
+        test "$(awk '/^MemTotal/ {print int($2 / 1048576)}' /proc/meminfo)" -ge 31
+        grep -i ' : system ram' /proc/iomem
+        dd if=/dev/urandom of=/tmp/pattern bs=1M count=32 2>/tmp/error
+        dd if=/tmp/pattern of=/dev/vda bs=1M oflag=direct 2>/tmp/error
+        dd if=/dev/vda of=/tmp/back bs=1M iflag=direct 2>/tmp/error
+        cmp /tmp/pattern /tmp/back
+        "#,
+    );
+    setup.memory_mib = 32 << 10;
+    setup.disks = vec![(vec![disk(32 << 20)], false)];
+    let console = Machine::start(&setup).success();
+    assert!(console.contains("100000000-83fffffff : System RAM"), "{console}");
+}

@@ -118,6 +118,7 @@ impl Machine {
             doorbell_port: Some(sys::DOORBELL_PORT),
             events_fd: theirs.as_raw_fd(),
             user: Some(USER),
+            namespaces: None,
         };
         let mut file = inherited(tempfile::tempfile().unwrap());
         file.write_all(&serde_json::to_vec(&config).unwrap()).unwrap();

@@ -25,11 +25,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
-const ALL: [(&str, fn()); 15] = [
+const ALL: [(&str, fn()); 16] = [
     ("one_processor_works", smp::one),
     ("two_processors_work_in_parallel", smp::two),
     ("four_processors_work_in_parallel", smp::four),
     ("every_device_works_under_the_filters", devices::all),
+    ("memory_may_exceed_the_host_s", devices::large_memory),
     ("freed_memory_goes_back_to_the_host", devices::balloon),
     (
         "busy_and_idle_processors_pause_and_go_on",

@@ -120,6 +120,7 @@ impl Guest {
             doorbell_port: None,
             events_fd,
             user: Some(1_879_048_192),
+            namespaces: None,
         };
         let mut written = tempfile::tempfile().unwrap();
         written.write_all(&serde_json::to_vec(&config).unwrap()).unwrap();

@@ -6,7 +6,7 @@ use std::io;
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 
 use super::cmdline::{CommandLine, CommandLineError};
-use super::layout::{COMMAND_LINE, KERNEL_START, MP_TABLE, ZERO_PAGE};
+use super::layout::{COMMAND_LINE, MP_TABLE, ZERO_PAGE};
 use crate::memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, low_end,
 };
@@ -112,7 +112,7 @@ pub fn load_ramdisk(memory: &GuestMemory, parts: &mut [File]) -> Result<Ramdisk,
     })
 }
 
-/// Writes the command line and `struct boot_params`.
+/// Writes the command line and `struct boot_params`. Above 1 MiB, the kernel may use memory from `usable_start` on.
 ///
 /// # Errors
 /// [`BootError::CommandLine`] or [`BootError::Write`].
@@ -120,6 +120,7 @@ pub fn write_parameters(
     memory: &GuestMemory,
     command_line: &CommandLine,
     ramdisk: Ramdisk,
+    usable_start: u64,
 ) -> Result<(), BootError> {
     let text = command_line.to_bytes()?;
     memory.write_slice(&text, GuestAddress(COMMAND_LINE))?;
@@ -132,7 +133,7 @@ pub fn write_parameters(
     parameters.hdr.cmdline_size = u32::try_from(text.len() - 1).unwrap_or_default();
     parameters.hdr.ramdisk_image = ramdisk.address;
     parameters.hdr.ramdisk_size = ramdisk.bytes;
-    let ranges = usable_ranges(memory);
+    let ranges = usable_ranges(memory, usable_start);
     for (slot, (start, bytes)) in parameters.e820_table.iter_mut().zip(&ranges) {
         *slot = boot_e820_entry {
             addr: *start,
@@ -146,10 +147,10 @@ pub fn write_parameters(
 }
 
 /// Memory the kernel may use. The gap below 1 MiB holds the MP table and what old software expects to be ROM.
-fn usable_ranges(memory: &GuestMemory) -> Vec<(u64, u64)> {
+fn usable_ranges(memory: &GuestMemory, usable_start: u64) -> Vec<(u64, u64)> {
     let mut ranges = vec![(0, MP_TABLE)];
     for region in memory.iter() {
-        let start = region.start_addr().0.max(KERNEL_START);
+        let start = region.start_addr().0.max(usable_start);
         let end = region.start_addr().0 + region.len();
         if start < end {
             ranges.push((start, end - start));
@@ -209,7 +210,7 @@ mod tests {
             address: 0x1000_0000,
             bytes: 16,
         };
-        write_parameters(&memory, &CommandLine::new("quiet").unwrap(), ramdisk).unwrap();
+        write_parameters(&memory, &CommandLine::new("quiet").unwrap(), ramdisk, 0x20_0000).unwrap();
         let parameters: boot_params = memory.read_obj(GuestAddress(ZERO_PAGE)).unwrap();
         let (ramdisk_image, size) = (parameters.hdr.ramdisk_image, parameters.hdr.cmdline_size);
         assert_eq!((ramdisk_image, size), (0x1000_0000, 5));
@@ -219,7 +220,7 @@ mod tests {
             .collect();
         let expected = [
             (0, 0x9_fc00, 1),
-            (0x10_0000, 0xbff0_0000, 1),
+            (0x20_0000, 0xbfe0_0000, 1),
             (0x1_0000_0000, 0x4000_0000, 1),
         ];
         assert_eq!(table, expected);

@@ -82,7 +82,7 @@ pub(crate) fn boot_parameters(data: &[u8]) {
         file.set_len(u64::from(bytes)).unwrap();
         let ramdisk = load_ramdisk(memory, &mut [file.try_clone().unwrap()]);
         assert_eq!(ramdisk.is_ok(), u64::from(bytes) <= MEMORY_BYTES as u64);
-        if write_parameters(memory, &line, ramdisk.unwrap_or_default()).is_err() {
+        if write_parameters(memory, &line, ramdisk.unwrap_or_default(), KERNEL_START).is_err() {
             assert!(line.to_bytes().is_err());
             return;
         }

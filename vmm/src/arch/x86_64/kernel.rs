@@ -39,6 +39,8 @@ const MAX_PROGRAM_HEADERS: u16 = 64;
 pub struct Kernel {
     /// Physical address of its first instruction.
     pub entry: u64,
+    /// First address of its image.
+    pub start: u64,
     /// First address after its image, including what it zeroes itself.
     pub end: u64,
 }
@@ -88,12 +90,12 @@ impl Kernel {
     pub fn load(memory: &GuestMemory, file: &File, ramdisk_bytes: u64) -> Result<Self, KernelError> {
         let (kernel, segments) = inspect(file)?;
         check_memory(kernel, ramdisk_bytes, low_end(memory))?;
-        let start = segments.iter().map(|segment| segment.address).min();
-        let mut block = start.unwrap_or(kernel.end) & !(BLOCK_BYTES - 1);
+        memory::use_small_pages(memory, 0, kernel.usable_start() & !(BLOCK_BYTES - 1))?;
+        let mut block = kernel.start & !(BLOCK_BYTES - 1);
         while block < kernel.end {
             let next = block + BLOCK_BYTES;
             // A kernel of several blocks goes on behind its image with what it takes first, so that its last one fills up.
-            let is_last = next >= kernel.end && kernel.end - start.unwrap_or(kernel.end) > BLOCK_BYTES;
+            let is_last = next >= kernel.end && kernel.end - kernel.start > BLOCK_BYTES;
             let sparse = !is_last && is_sparse(file, &segments, block)?;
             if sparse {
                 memory::use_small_pages(memory, block, next)?;
@@ -104,6 +106,18 @@ impl Kernel {
             block = next;
         }
         Ok(kernel)
+    }
+
+    /// From where on, above 1 MiB, the kernel may use memory. A kernel that begins in another block than the first leaves that
+    /// one to the machine's tables, which are a few pages: a MiB of addresses that the guest does without saves the host
+    /// a block of 2 MiB.
+    #[must_use]
+    pub fn usable_start(&self) -> u64 {
+        if self.start < BLOCK_BYTES {
+            KERNEL_START
+        } else {
+            BLOCK_BYTES
+        }
     }
 }
 
@@ -207,7 +221,7 @@ fn inspect(file: &File) -> Result<(Kernel, Vec<Segment>), KernelError> {
     if start < KERNEL_START || !(start..end).contains(&entry) {
         return Err(KernelError::Format("its addresses are not those of a kernel"));
     }
-    Ok((Kernel { entry, end }, segments))
+    Ok((Kernel { entry, start, end }, segments))
 }
 
 /// The loadable segments. Their ends in file and memory can be computed without overflow.
@@ -317,6 +331,7 @@ mod tests {
             kernel,
             Kernel {
                 entry: 0x10_0000,
+                start: 0x10_0000,
                 end: 0x10_1000
             }
         );
