@@ -94,7 +94,6 @@ pub(crate) struct Candidate {
 }
 
 /// A layer's blob in the archive.
-#[derive(Clone)]
 pub(crate) struct LayerInput {
     /// What the manifest promises; none in a docker-archive.
     pub(crate) blob: Option<BlobId>,

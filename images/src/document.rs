@@ -25,6 +25,9 @@ pub(crate) const ANNOTATION_REF_NAME: &str = "org.opencontainers.image.ref.name"
 /// The whole reference, as containerd and Docker write it beside the tag.
 pub(crate) const ANNOTATION_IMAGE_NAME: &str = "io.containerd.image.name";
 
+/// The digest by which an image was pulled: that of the index, of which the store has only one manifest.
+const ANNOTATION_PULLED: &str = "rvm.pulled.digest";
+
 /// Why a document cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -62,6 +65,8 @@ pub(crate) struct Descriptor {
 pub(crate) struct Platform {
     pub(crate) architecture: String,
     pub(crate) os: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) variant: Option<String>,
     #[serde(flatten)]
     other: serde_json::Map<String, serde_json::Value>,
 }
@@ -73,6 +78,16 @@ pub(crate) enum Kind {
     Manifest,
     Config,
     Other,
+}
+
+/// What a media type means.
+pub(crate) fn kind(media_type: &str) -> Kind {
+    match media_type {
+        MEDIA_INDEX | MEDIA_DOCKER_LIST => Kind::Index,
+        MEDIA_MANIFEST | MEDIA_DOCKER_MANIFEST => Kind::Manifest,
+        MEDIA_CONFIG | MEDIA_DOCKER_CONFIG => Kind::Config,
+        _ => Kind::Other,
+    }
 }
 
 impl Descriptor {
@@ -95,12 +110,7 @@ impl Descriptor {
     }
 
     pub(crate) fn kind(&self) -> Kind {
-        match self.media_type.as_str() {
-            MEDIA_INDEX | MEDIA_DOCKER_LIST => Kind::Index,
-            MEDIA_MANIFEST | MEDIA_DOCKER_MANIFEST => Kind::Manifest,
-            MEDIA_CONFIG | MEDIA_DOCKER_CONFIG => Kind::Config,
-            _ => Kind::Other,
-        }
+        kind(&self.media_type)
     }
 
     pub(crate) fn annotation(&self, key: &str) -> Option<&str> {
@@ -111,6 +121,17 @@ impl Descriptor {
     pub(crate) fn name(&self) -> Option<&str> {
         self.annotation(ANNOTATION_IMAGE_NAME)
             .or_else(|| self.annotation(ANNOTATION_REF_NAME))
+    }
+
+    /// The digest that the image's name had at its registry: an index's, where there is one.
+    pub(crate) fn pulled_digest(&self) -> Option<Digest> {
+        self.annotation(ANNOTATION_PULLED)?.parse().ok()
+    }
+
+    /// Notes where an image was pulled from; never taken over from a document that came from outside.
+    pub(crate) fn set_pulled_digest(&mut self, digest: &Digest) {
+        let annotations = self.annotations.get_or_insert_default();
+        annotations.insert(ANNOTATION_PULLED.to_owned(), digest.to_string());
     }
 
     /// Sets or takes away the image's name.
@@ -133,9 +154,29 @@ impl Platform {
     }
 }
 
+/// What an index offers, for a message.
+pub(crate) fn platforms(descriptors: &[Descriptor]) -> String {
+    let mut names: Vec<String> = descriptors
+        .iter()
+        .filter_map(|descriptor| descriptor.platform.as_ref())
+        .map(ToString::to_string)
+        .collect();
+    names.dedup();
+    names.truncate(16);
+    if names.is_empty() {
+        "no platform".to_owned()
+    } else {
+        names.join(", ")
+    }
+}
+
 impl std::fmt::Display for Platform {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}/{}", self.os, self.architecture)
+        write!(formatter, "{}/{}", self.os, self.architecture)?;
+        match &self.variant {
+            Some(variant) => write!(formatter, "/{variant}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -237,13 +278,26 @@ impl Config {
             return Err(Error::Layers { count: layers });
         }
         let image: ImageConfiguration = serde_json::from_slice(bytes)?;
-        if (image.os(), image.architecture()) != (&Os::Linux, &Arch::Amd64) {
-            return Err(Error::Platform {
-                os: image.os().clone(),
-                architecture: image.architecture().clone(),
-            });
-        }
         Ok(Self { image, diff_ids })
+    }
+
+    /// As [`Config::parse`], and refuses what cannot run on this machine.
+    pub(crate) fn parse_runnable(bytes: &[u8], layers: usize) -> Result<Self, Error> {
+        let config = Self::parse(bytes, layers)?;
+        config.check_platform()?;
+        Ok(config)
+    }
+
+    /// Refuses what cannot run on this machine.
+    pub(crate) fn check_platform(&self) -> Result<(), Error> {
+        let image = &self.image;
+        if (image.os(), image.architecture()) == (&Os::Linux, &Arch::Amd64) {
+            return Ok(());
+        }
+        Err(Error::Platform {
+            os: image.os().clone(),
+            architecture: image.architecture().clone(),
+        })
     }
 }
 

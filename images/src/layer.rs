@@ -34,6 +34,13 @@ pub(crate) enum Error {
     Convert(#[from] rootfs::Error),
 }
 
+impl Error {
+    /// Whether the same bytes will give the same error again.
+    pub(crate) fn is_about_content(&self) -> bool {
+        !matches!(self, Self::Read(_) | Self::WriteBlob(_))
+    }
+}
+
 /// What a manifest promises of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlobId {

@@ -5,6 +5,8 @@
 //!                version.json                                 refuses an older rvm
 //!                lock                                         held while anything below changes
 //!                staging/NAME/                                what a running load has so far; its own lock inside
+//!                partial/HEX                                  what was fetched of a blob; locked by who fetches it
+//!                partial/HEX.image                            locked by who pulls the image with this manifest
 //! ROOT/layers/   sha256/DIFFID.erofs                          a layer that means the same on top of any others
 //!                sha256/CHAINID.chain.erofs                   one that depends on the layers below it
 //! ```
@@ -23,7 +25,7 @@ use tempfile::TempDir;
 
 use crate::document::{self, Index};
 use crate::layer::{self, BlobId};
-use crate::{Digest, limits};
+use crate::{Digest, limits, partial};
 
 /// Version of everything described above.
 const VERSION: u32 = 1;
@@ -87,6 +89,7 @@ impl Layout {
         };
         for directory in [
             layout.images.join("staging"),
+            layout.images.join("partial"),
             layout.images.join("blobs/sha256"),
             layout.layers.join("sha256"),
         ] {
@@ -132,6 +135,7 @@ impl Layout {
             _file: self.lock_file()?,
         };
         self.remove_dead_staging()?;
+        partial::remove_old(&self.images.join("partial"))?;
         Ok((lock, self.images.join(UNFINISHED).exists()))
     }
 
@@ -176,6 +180,18 @@ impl Layout {
 
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.images.join("blobs/sha256").join(digest.hex())
+    }
+
+    /// Where a blob grows while it is fetched.
+    pub(crate) fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.images.join("partial").join(digest.hex())
+    }
+
+    /// What the pull of one image locks.
+    pub(crate) fn image_lock_path(&self, manifest: &Digest) -> PathBuf {
+        self.images
+            .join("partial")
+            .join(format!("{}.image", manifest.hex()))
     }
 
     pub(crate) fn layer_path(&self, name: &str) -> PathBuf {
@@ -311,6 +327,12 @@ impl Staging {
         self.directory.path().join(name)
     }
 
+    /// As [`Staging::create`], in place of a file that came to nothing.
+    pub(crate) fn create_anew(&self, name: &str) -> Result<File, Error> {
+        remove_if_there(&self.path(name))?;
+        self.create(name)
+    }
+
     pub(crate) fn create(&self, name: &str) -> Result<File, Error> {
         let path = self.path(name);
         let file = File::options()
@@ -410,7 +432,7 @@ pub(crate) fn dependent_layer(chain_id: &Digest) -> String {
 }
 
 /// World-readable, as the other files of a layout that others shall read.
-fn readable() -> fs::Permissions {
+pub(crate) fn readable() -> fs::Permissions {
     std::os::unix::fs::PermissionsExt::from_mode(0o644)
 }
 
@@ -438,7 +460,7 @@ pub(crate) fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     }
 }
 
-fn remove_if_there(path: &Path) -> Result<(), Error> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
         _ => Ok(()),

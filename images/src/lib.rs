@@ -1,6 +1,6 @@
 //! Container images: references, archives, the store, and layers in the form that both isolation modes mount.
 //!
-//! What comes in (an archive, later a registry) is verified against its digests and kept unchanged in a store that
+//! What comes in (an archive, or what a registry sends) is verified against its digests and kept unchanged in a store that
 //! is an OCI image layout. Beside it every layer is converted, straight from its tar stream, into one read-only EROFS
 //! image: what the kernel mounts as a lower layer of an overlay, on the host or in a guest.
 //!
@@ -17,12 +17,20 @@ mod image;
 mod layer;
 mod layout;
 mod limits;
+mod partial;
+mod platform;
 mod reference;
+mod registry;
 mod rootfs;
 mod store;
 mod tar;
 
 pub use digest::{Digest, DigestError};
 pub use image::{Image, LayerFile, RootDirectory};
+pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
-pub use store::{Error, LoadError, Loaded, Progress, Removed, Source, Store, StoreError, Summary};
+pub use registry::{Registries, RegistryConfig};
+pub use store::{
+    Error, FetchStep, LoadError, Loaded, Progress, PullError, PullRequest, Pulled, Removed, Source, Store,
+    StoreError, Summary,
+};

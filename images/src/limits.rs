@@ -63,3 +63,21 @@ pub(crate) const UNPACKED_FREE_BYTES: u64 = 4 << 30;
 /// Beyond [`UNPACKED_FREE_BYTES`] it may have this many times its compressed size. gzip cannot exceed 1032; zstd can
 /// reach a million, which nothing but a bomb does.
 pub(crate) const UNPACKED_RATIO: u64 = 1100;
+
+/// Bytes of a token server's answer. A token of a registry with many permissions has some kilobytes.
+pub(crate) const TOKEN_BYTES: u64 = 64 << 10;
+
+/// Bytes of a registry's error message that are read; what is longer is not looked at.
+pub(crate) const ERROR_BYTES: u64 = 64 << 10;
+
+/// Bytes of ~/.docker/config.json, and of a credential helper's answer.
+pub(crate) const CREDENTIALS_BYTES: u64 = 1 << 20;
+
+/// Bytes of a certificate file; the system's whole bundle has a fifth of it.
+pub(crate) const CERTIFICATE_BYTES: u64 = 1 << 20;
+
+/// Redirects that one request follows: a registry needs one to its storage, some a second.
+pub(crate) const REDIRECTS: usize = 5;
+
+/// Indexes within indexes that a registry may answer with.
+pub(crate) const INDEX_NESTING: usize = 3;

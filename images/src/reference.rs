@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use crate::{Digest, DigestError};
 
-const DEFAULT_DOMAIN: &str = "docker.io";
+pub(crate) const DEFAULT_DOMAIN: &str = "docker.io";
 /// Docker Hub's old name.
 const LEGACY_DOMAIN: &str = "index.docker.io";
 const OFFICIAL_PREFIX: &str = "library/";

@@ -1,6 +1,7 @@
 //! The image store: what is in it, and how it is asked.
 
 mod load;
+mod pull;
 mod remove;
 
 use std::collections::HashSet;
@@ -9,13 +10,15 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use crate::archive::{self, LayerInput, Section};
+use crate::convert::Input;
 use crate::document::{self, Config, Descriptor, Manifest, chain_ids};
 use crate::erofs::Reader;
 use crate::image::{Image, LayerFile, RootDirectory};
 use crate::layer::BlobId;
 use crate::layout::{self, Layout, Lock, Staging, at, dependent_layer, standalone_layer};
 use crate::reference::{Reference, ReferenceError};
-use crate::{Digest, convert};
+use crate::{Digest, convert, registry};
+pub use pull::{PullRequest, Pulled};
 
 /// The images of one root directory.
 #[derive(Debug)]
@@ -52,6 +55,37 @@ pub enum Progress {
         /// Bytes in all; `done == total` is reported when the layer has been read.
         total: u64,
     },
+    /// A layer comes from a registry; layers run in parallel.
+    Fetch {
+        /// Position in the image, 0 is the lowest.
+        index: usize,
+        /// Number of layers.
+        layers: usize,
+        /// The digest of its blob.
+        digest: Digest,
+        /// What is happening.
+        step: FetchStep,
+    },
+}
+
+/// How far a layer is that comes from a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchStep {
+    /// The store has it.
+    Exists,
+    /// Another process fetches it at the moment.
+    Waiting,
+    /// It is fetched, verified and converted.
+    Reading {
+        /// Bytes so far, with those of an earlier pull that was cut short.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// The connection broke, and is made again.
+    Retrying,
+    /// It has been read, and is what it should be.
+    Done,
 }
 
 /// One image that a load brought in.
@@ -123,6 +157,22 @@ pub enum Error {
     /// The archive or layout directory cannot be loaded.
     #[error("cannot load the image")]
     Load(#[source] LoadError),
+    /// The image cannot be pulled.
+    #[error("cannot pull {image}")]
+    Pull {
+        /// As people write it.
+        image: String,
+        /// Why.
+        source: PullError,
+    },
+    /// The image was made for another kind of machine.
+    #[error("image {image:?} cannot run here")]
+    Platform {
+        /// As the caller named it.
+        image: String,
+        /// Which one.
+        source: LoadError,
+    },
     /// A layer's EROFS image was missing and cannot be made again from its blob.
     #[error("cannot restore a layer of image {image:?}")]
     Restore {
@@ -149,6 +199,32 @@ enum LoadErrorKind {
     Convert(#[from] convert::Error),
     #[error(transparent)]
     Document(#[from] document::Error),
+}
+
+/// Why a pull failed; its message and its sources say what the registry did.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct PullError(Box<PullErrorKind>);
+
+#[derive(Debug, thiserror::Error)]
+enum PullErrorKind {
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    #[error(transparent)]
+    Convert(#[from] convert::Error),
+    #[error("the image's configuration cannot be used")]
+    Config(#[source] document::Error),
+}
+
+impl PullError {
+    /// What a person can do about it, where that is not obvious.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match &*self.0 {
+            PullErrorKind::Registry(error) => error.hint(),
+            PullErrorKind::Convert(_) | PullErrorKind::Config(_) => None,
+        }
+    }
 }
 
 /// Why the store's files cannot be used; the message names the file.
@@ -203,6 +279,10 @@ impl Store {
         let entries = self.entries()?;
         let entry = find(&entries, reference)?;
         let config = self.config(entry)?;
+        config.check_platform().map_err(|source| Error::Platform {
+            image: reference.to_owned(),
+            source: LoadError(Box::new(source.into())),
+        })?;
         let mut layers = self.layer_files(&config);
         if layers.len() < config.diff_ids.len() {
             self.restore(entry, &config).map_err(|error| match error {
@@ -318,7 +398,7 @@ impl Store {
             let data = File::open(&path)
                 .and_then(Section::whole)
                 .map_err(at("open", &path))?;
-            inputs.push(LayerInput::new(data, Some(layer.blob()))?);
+            inputs.push(Input::Local(LayerInput::new(data, Some(layer.blob()))?));
         }
         convert::convert((&self.layout, &staging), &config.diff_ids, &inputs, &mut |_| {})?;
         let lock = self.lock()?;
@@ -397,7 +477,10 @@ fn is_named(entry: &Entry, wanted: &Reference) -> bool {
         return false;
     };
     match wanted.digest() {
-        Some(digest) => reference.same_repository(wanted) && entry.descriptor.digest == digest,
+        Some(digest) => {
+            reference.same_repository(wanted)
+                && (entry.descriptor.digest == digest || entry.descriptor.pulled_digest() == Some(digest))
+        }
         None => reference == wanted,
     }
 }

@@ -47,7 +47,7 @@ fn candidate(container: &Container, image: Image) -> Result<Candidate, Error> {
         }
     }
     let names = image.layers.unwrap_or_default();
-    let config = Config::parse(&config_bytes, names.len()).map_err(unusable)?;
+    let config = Config::parse_runnable(&config_bytes, names.len()).map_err(unusable)?;
     let layers = names
         .iter()
         .map(|name| LayerInput::new(container.section(name)?, None));

@@ -4,6 +4,7 @@ use super::{Candidate, Container, Error, LayerInput};
 use crate::document::{self, Config, Descriptor, Index, Kind, Manifest};
 use crate::layer::BlobId;
 use crate::limits;
+use crate::platform::Platform;
 use crate::reference::{self, Reference};
 
 /// Indexes within indexes: `index.json`, an image's platforms, and one more for good measure.
@@ -26,7 +27,7 @@ pub(super) fn candidates(container: &Container, stem: Option<&str>) -> Result<Ve
         .filter(|descriptor| usable(descriptor))
         .collect();
     if here.is_empty() && !index.manifests.is_empty() {
-        return Err(Error::Platform(platforms(&index.manifests)));
+        return Err(Error::Platform(document::platforms(&index.manifests)));
     }
     let mut candidates: Vec<Candidate> = Vec::new();
     for descriptor in here {
@@ -53,12 +54,12 @@ fn choose(
     }
     let bytes = read_blob(container, descriptor.blob(), limits::MANIFEST_BYTES)?;
     let index: Index = document::parse(&bytes).map_err(|source| unusable(descriptor.blob(), source))?;
-    for inner in index.manifests.iter().filter(|inner| usable(inner)) {
+    for inner in Platform::default().choices(&index.manifests) {
         if let Some(manifest) = choose(container, inner, nesting - 1)? {
             return Ok(Some(manifest));
         }
     }
-    Err(Error::Platform(platforms(&index.manifests)))
+    Err(Error::Platform(document::platforms(&index.manifests)))
 }
 
 /// Nothing for a manifest whose configuration is not an image's: signatures and other artifacts.
@@ -73,7 +74,7 @@ fn candidate(
         return Ok(None);
     }
     let config_bytes = read_blob(container, manifest.config.blob(), limits::CONFIG_BYTES)?;
-    let config = Config::parse(&config_bytes, manifest.layers.len())
+    let config = Config::parse_runnable(&config_bytes, manifest.layers.len())
         .map_err(|source| unusable(manifest.config.blob(), source))?;
     let layers = manifest.layers.iter().map(|layer| {
         let data = container.section(&blob_name(layer.blob()))?;
@@ -106,21 +107,6 @@ fn usable(descriptor: &Descriptor) -> bool {
         .platform
         .as_ref()
         .is_none_or(document::Platform::runs_here)
-}
-
-fn platforms(descriptors: &[Descriptor]) -> String {
-    let mut names: Vec<String> = descriptors
-        .iter()
-        .filter_map(|descriptor| descriptor.platform.as_ref())
-        .map(ToString::to_string)
-        .collect();
-    names.dedup();
-    names.truncate(16);
-    if names.is_empty() {
-        "no platform".to_owned()
-    } else {
-        names.join(", ")
-    }
 }
 
 fn blob_name(blob: BlobId) -> String {

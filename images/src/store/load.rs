@@ -2,6 +2,7 @@
 
 use super::{Entry, Error, Loaded, Progress, Source, Store};
 use crate::archive::{self, Candidate};
+use crate::convert::Input;
 use crate::document::{self, Descriptor, Index, MEDIA_MANIFEST, Manifest};
 use crate::layer::{self, BlobId};
 use crate::layout::{Lock, Staging, blob_name, layer_name};
@@ -9,10 +10,10 @@ use crate::reference::Reference;
 use crate::{Digest, convert};
 
 /// An image whose every file is in the staging directory.
-struct Prepared {
-    id: Digest,
-    manifest: Descriptor,
-    references: Vec<Reference>,
+pub(super) struct Prepared {
+    pub(super) id: Digest,
+    pub(super) manifest: Descriptor,
+    pub(super) references: Vec<Reference>,
 }
 
 impl Store {
@@ -29,16 +30,21 @@ impl Store {
         for candidate in candidates {
             prepared.push(self.prepare(candidate, &staging, progress)?);
         }
-        let lock = self.lock()?;
-        self.layout.begin_change(&lock)?;
-        staging.publish(&self.layout, &lock)?;
-        self.enter(&prepared, &lock)?;
-        self.layout.end_change(&lock)?;
+        self.publish(&staging, &prepared)?;
         let loaded = |image: &Prepared| Loaded {
             id: image.id,
             references: image.references.iter().map(ToString::to_string).collect(),
         };
         Ok(prepared.iter().map(loaded).collect())
+    }
+
+    /// Makes images visible.
+    pub(super) fn publish(&self, staging: &Staging, prepared: &[Prepared]) -> Result<(), Error> {
+        let lock = self.lock()?;
+        self.layout.begin_change(&lock)?;
+        staging.publish(&self.layout, &lock)?;
+        self.enter(prepared, &lock)?;
+        Ok(self.layout.end_change(&lock)?)
     }
 
     fn prepare(
@@ -58,15 +64,15 @@ impl Store {
             });
         }
         let diff_ids = &candidate.config.diff_ids;
-        let layers = convert::convert((&self.layout, staging), diff_ids, &candidate.layers, progress)?;
+        let compressions: Vec<_> = candidate.layers.iter().map(|layer| layer.compression).collect();
+        let inputs: Vec<_> = candidate.layers.into_iter().map(Input::Local).collect();
+        let layers = convert::convert((&self.layout, staging), diff_ids, &inputs, progress)?;
         let config = staging.add_blob(&candidate.config_bytes)?;
         let (bytes, media_type) = match candidate.manifest {
             Some(manifest) => manifest,
             None => {
-                let layers: Vec<_> = layers
-                    .iter()
-                    .map(|layer| (layer.blob, layer.compression))
-                    .collect();
+                let blobs = layers.iter().map(|layer| layer.blob);
+                let layers: Vec<_> = blobs.zip(compressions).collect();
                 (
                     document::to_bytes(&Manifest::generate(config, &layers))?,
                     MEDIA_MANIFEST.to_owned(),

@@ -1,0 +1,42 @@
+//! Registries: the client's side of OCI's distribution specification, which Docker's Registry v2 became.
+//!
+//! | part | what it owns |
+//! | --- | --- |
+//! | [`client`] | one request and its answer: authorisation, retries, redirects |
+//! | [`transport`] | HTTP and TLS: certificates, proxies, time limits |
+//! | [`endpoint`] | where a reference's registry is, and whether it may be asked without TLS |
+//! | [`redirect`] | which other place a request may be sent to |
+//! | [`auth`] | challenges and tokens |
+//! | [`credentials`] | `~/.docker/config.json` and its helpers |
+//! | [`config`] | mirrors and insecure registries, as the configuration file has them |
+//! | [`manifest`], [`blob`] | what is fetched |
+//!
+//! The HTTP library is ureq with rustls and ring: it is blocking, as everything here is (a pull has a handful of
+//! connections, each with a thread that also decompresses), has no runtime, links statically without a C library's TLS, and
+//! has a time limit for each read, which is what tells a stall from a slow line. What it would do of its own accord and what
+//! must be decided here (redirects, status codes, choice of proxy) is switched off. oci-client and reqwest bring tokio, and
+//! the former has neither ranges that continue a file nor helpers. docker_credential only reads, with a second base64;
+//! what logs in has to write the same file and speak to the same helpers.
+
+mod auth;
+mod blob;
+mod client;
+mod config;
+mod credentials;
+mod endpoint;
+mod error;
+mod manifest;
+mod redirect;
+mod transport;
+
+pub(crate) use blob::{RemoteBlob, was_stopped};
+pub(crate) use client::Client;
+pub use config::{Registries, RegistryConfig};
+pub(crate) use endpoint::Endpoint;
+pub(crate) use error::Error;
+pub(crate) use manifest::{Resolved, config, resolve};
+
+#[cfg(test)]
+pub(crate) mod server;
+#[cfg(test)]
+mod tests;

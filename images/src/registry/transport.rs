@@ -1,0 +1,290 @@
+//! HTTP and TLS: one agent for each host, with the certificates, the proxy and the time limits that apply to it.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use ureq::http::{Method, Request, Response, Uri};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::{Agent, Body, Proxy};
+
+use super::config::{Registries, is_loopback};
+use super::error::{Error, shown};
+use super::redirect::authority;
+use crate::layout::read_capped;
+use crate::limits;
+
+/// Directories with one directory for each `HOST[:PORT]`, in which `*.crt` are authorities to trust for it.
+const CERTIFICATE_DIRECTORIES: [&str; 2] = ["/etc/docker/certs.d", "/etc/rvm/certs.d"];
+
+/// How long is waited for what.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    /// To resolve a name, and to be connected.
+    pub(crate) connect: Duration,
+    /// For the next byte: longer is a stall.
+    pub(crate) read: Duration,
+    /// For the whole answer where it is small.
+    pub(crate) document: Duration,
+    /// Before the second try; each further one waits twice as long.
+    pub(crate) back_off: Duration,
+    /// What a server may ask to wait at most; a person who needs longer is told so.
+    pub(crate) longest_wait: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            read: Duration::from_secs(30),
+            document: Duration::from_secs(60),
+            back_off: Duration::from_millis(500),
+            longest_wait: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Connections to any number of hosts.
+pub(super) struct Transport {
+    timing: Timing,
+    system_certificates: OnceLock<Vec<Certificate<'static>>>,
+    agents: Mutex<HashMap<String, Agent>>,
+}
+
+/// One request as it goes over the wire.
+pub(super) struct Outgoing<'a> {
+    pub(super) method: &'a Method,
+    pub(super) url: &'a Uri,
+    pub(super) headers: Vec<(&'static str, &'a str)>,
+    /// Of methods that have one.
+    pub(super) body: &'a [u8],
+    /// Whether the answer may take as long as it keeps coming.
+    pub(super) is_long: bool,
+}
+
+impl Transport {
+    pub(super) fn new(timing: Timing) -> Self {
+        Self {
+            timing,
+            system_certificates: OnceLock::new(),
+            agents: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// One request, one answer, whatever its status.
+    pub(super) fn exchange(
+        &self,
+        outgoing: &Outgoing<'_>,
+        registries: &Registries,
+    ) -> Result<Response<Body>, Error> {
+        let url = outgoing.url;
+        let agent = self.agent(url, registries)?;
+        let limit = (!outgoing.is_long).then_some(self.timing.document);
+        let mut request = Request::builder().method(outgoing.method).uri(url);
+        for (name, value) in &outgoing.headers {
+            request = request.header(*name, *value);
+        }
+        let result = if matches!(*outgoing.method, Method::GET | Method::HEAD | Method::DELETE) {
+            let request = request.body(()).map_err(ureq::Error::from);
+            request
+                .and_then(|request| agent.run(agent.configure_request(request).timeout_global(limit).build()))
+        } else {
+            let request = request.body(outgoing.body).map_err(ureq::Error::from);
+            request
+                .and_then(|request| agent.run(agent.configure_request(request).timeout_global(limit).build()))
+        };
+        result.map_err(|cause| Error::Connect {
+            url: shown(url),
+            cause: Box::new(cause),
+        })
+    }
+
+    fn agent(&self, url: &Uri, registries: &Registries) -> Result<Agent, Error> {
+        let key = format!("{}://{}", url.scheme_str().unwrap_or_default(), authority(url));
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = agents.get(&key) {
+            return Ok(agent.clone());
+        }
+        let agent = self.new_agent(url, registries)?;
+        agents.insert(key, agent.clone());
+        Ok(agent)
+    }
+
+    fn new_agent(&self, url: &Uri, registries: &Registries) -> Result<Agent, Error> {
+        let insecure = registries.is_insecure(authority(url));
+        // Read only where they are needed, which takes some milliseconds.
+        let certificates = if url.scheme_str() == Some("https") && !insecure {
+            self.certificates(authority(url))?
+        } else {
+            Vec::new()
+        };
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .root_certs(RootCerts::Specific(Arc::new(certificates)))
+            .disable_verification(insecure)
+            .build();
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("rvm/", env!("CARGO_PKG_VERSION")))
+            .proxy(proxy(url)?)
+            .tls_config(tls)
+            .timeout_resolve(Some(self.timing.connect))
+            .timeout_connect(Some(self.timing.connect))
+            .timeout_recv_response(Some(self.timing.document))
+            .timeout_per_read(Some(self.timing.read))
+            .timeout_per_write(Some(self.timing.read))
+            .build();
+        Ok(Agent::new_with_config(config))
+    }
+
+    /// The system's authorities, and those that are only for this host.
+    fn certificates(&self, authority: &str) -> Result<Vec<Certificate<'static>>, Error> {
+        let system = self.system_certificates.get_or_init(|| {
+            // What cannot be read is not trusted; if nothing can, the connection's error says so.
+            let loaded = rustls_native_certs::load_native_certs();
+            loaded
+                .certs
+                .iter()
+                .map(|der| Certificate::from_der(der).to_owned())
+                .collect()
+        });
+        let mut certificates = system.clone();
+        for directory in CERTIFICATE_DIRECTORIES {
+            certificates.extend(certificates_in(&Path::new(directory).join(authority))?);
+        }
+        Ok(certificates)
+    }
+}
+
+fn certificates_in(directory: &Path) -> Result<Vec<Certificate<'static>>, Error> {
+    let failed = |path: &Path, reason: String| Error::Certificates {
+        path: path.display().to_string(),
+        reason,
+    };
+    let mut certificates = Vec::new();
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Ok(certificates);
+    };
+    for entry in entries {
+        let path = entry
+            .map_err(|error| failed(directory, error.to_string()))?
+            .path();
+        if path.extension().is_none_or(|extension| extension != "crt") {
+            continue;
+        }
+        let pem = read_capped(&path, limits::CERTIFICATE_BYTES)
+            .map_err(|error| failed(&path, error.to_string()))?;
+        let before = certificates.len();
+        for item in ureq::tls::parse_pem(&pem) {
+            if let PemItem::Certificate(certificate) =
+                item.map_err(|error| failed(&path, error.to_string()))?
+            {
+                certificates.push(certificate);
+            }
+        }
+        if certificates.len() == before {
+            return Err(failed(&path, "it has no certificate in PEM form".to_owned()));
+        }
+    }
+    Ok(certificates)
+}
+
+/// The environment's proxy for an address, as other programs understand these variables. This machine is asked directly.
+fn proxy(url: &Uri) -> Result<Option<Proxy>, Error> {
+    let variable = |name: &str| {
+        let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        value(&name.to_lowercase()).or_else(|| value(name))
+    };
+    let name = if url.scheme_str() == Some("https") {
+        "HTTPS_PROXY"
+    } else {
+        "HTTP_PROXY"
+    };
+    proxy_for(
+        url,
+        variable(name).or_else(|| variable("ALL_PROXY")),
+        variable("NO_PROXY"),
+    )
+}
+
+fn proxy_for(url: &Uri, address: Option<String>, exceptions: Option<String>) -> Result<Option<Proxy>, Error> {
+    let Some(address) = address.filter(|_| !is_loopback(authority(url))) else {
+        return Ok(None);
+    };
+    let host = url.host().unwrap_or_default().to_ascii_lowercase();
+    let excepted = exceptions.unwrap_or_default().split(',').any(|exception| {
+        let exception = exception.trim().to_ascii_lowercase();
+        let domain = exception.trim_start_matches('*').trim_start_matches('.');
+        exception == "*"
+            || (!domain.is_empty()
+                && (host == domain
+                    || host.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.'))
+                    || authority(url).eq_ignore_ascii_case(domain)))
+    });
+    if excepted {
+        return Ok(None);
+    }
+    Proxy::new(&address)
+        .map(Some)
+        .map_err(|_| Error::Proxy(without_password(&address)))
+}
+
+fn without_password(address: &str) -> String {
+    address.rsplit('@').next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_are_chosen_as_elsewhere() {
+        let check = |url: &str, exceptions: &str, expected: bool| {
+            let url: Uri = url.parse().unwrap();
+            let proxy = proxy_for(
+                &url,
+                Some("http://p:3128".to_owned()),
+                Some(exceptions.to_owned()),
+            );
+            assert_eq!(proxy.unwrap().is_some(), expected, "{url} {exceptions}");
+        };
+        check("https://r.example/v2/", "", true);
+        check("https://r.example/v2/", "example", false);
+        check("https://r.example/v2/", ".example", false);
+        check("https://r.example/v2/", "*.example", false);
+        check("https://r.example/v2/", "ample", true);
+        check("https://r.example/v2/", "other, R.Example", false);
+        check("https://r.example:5000/v2/", "r.example:5000", false);
+        check("https://r.example/v2/", "*", false);
+        check("https://localhost:5000/v2/", "", false);
+        let url: Uri = "https://r.example/".parse().unwrap();
+        let error = proxy_for(&url, Some("gopher://me:secret@p".to_owned()), None)
+            .err()
+            .unwrap();
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn certificates_are_found_by_host() {
+        let directory = tempfile::tempdir().unwrap();
+        let host = directory.path().join("r.example:5000");
+        fs::create_dir(&host).unwrap();
+        assert!(certificates_in(&host).unwrap().is_empty());
+        fs::write(host.join("ca.crt"), "nothing").unwrap();
+        let error = certificates_in(&host).err().unwrap();
+        assert!(error.to_string().contains("ca.crt"), "{error}");
+        fs::remove_file(host.join("ca.crt")).unwrap();
+        fs::write(host.join("client.key"), "nothing").unwrap();
+        assert!(certificates_in(&host).unwrap().is_empty());
+        assert!(
+            certificates_in(&directory.path().join("absent"))
+                .unwrap()
+                .is_empty()
+        );
+    }
+}
