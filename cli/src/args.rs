@@ -6,15 +6,24 @@ use std::str::FromStr;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use rvm_engine::record;
 use rvm_engine::spec::Cpus;
+use rvm_images::Platform;
 
 use crate::output::Template;
 
 const RUN_EXAMPLES: &str = "\
 Examples:
-  rvm run --rm debian uname -r                          in a virtual machine of its own
+  rvm run --rm debian uname -r                          in a virtual machine of its own; fetches what is not there
   rvm run --rm --isolation container debian uname -r    on this machine's kernel
   echo hello | rvm run --rm -i debian cat               with standard input
   rvm run --rm -m 256m --cpus 0.5 debian stress         with limits";
+
+const PULL_EXAMPLES: &str = "\
+Examples:
+  rvm pull debian:bookworm
+  rvm pull -q registry.example:5000/team/app@sha256:…    prints the image ID
+  rvm pull --tls-verify=false 10.0.0.1:5000/app          from a registry without a valid certificate, or without TLS
+
+Credentials are those in ~/.docker/config.json. Mirrors and insecure registries can be named in /etc/rvm/config.toml.";
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:
@@ -81,6 +90,9 @@ pub(crate) enum Command {
     /// Show everything about containers
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
+    /// Fetch an image from a registry
+    #[command(after_help = PULL_EXAMPLES)]
+    Pull(Pull),
     /// Load images from an archive or an OCI layout directory
     #[command(
         after_help = "Examples:\n  rvm load -i debian.tar\n  skopeo copy docker://debian docker-archive:/dev/stdout | rvm load"
@@ -149,6 +161,9 @@ pub(crate) struct Run {
     /// Host name inside [default: the short ID]
     #[arg(long, value_name = "NAME")]
     pub(crate) hostname: Option<String>,
+    /// When to fetch the image from its registry
+    #[arg(long, value_enum, default_value_t = PullPolicy::Missing, value_name = "WHEN")]
+    pub(crate) pull: PullPolicy,
     /// Image to run
     pub(crate) image: String,
     /// Command and arguments [default: the image's]
@@ -171,6 +186,28 @@ impl From<Isolation> for record::Isolation {
             Isolation::Container => Self::Container,
         }
     }
+}
+
+/// When `run` fetches an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PullPolicy {
+    /// If it is not in the local store
+    Missing,
+    /// Every time
+    Always,
+    /// Not at all
+    Never,
+}
+
+/// How progress is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProgressMode {
+    /// Bars on a terminal, else lines
+    Auto,
+    /// A line for each step
+    Plain,
+    /// Nothing
+    None,
 }
 
 /// Format of a listing.
@@ -246,6 +283,25 @@ pub(crate) struct Inspect {
     /// Names or IDs
     #[arg(required = true, value_name = "CONTAINER")]
     pub(crate) containers: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Pull {
+    /// Print the image ID only, and no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Kind of machine that the image is for [default: linux/amd64]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub(crate) platform: Option<Platform>,
+    /// Whether the registry's certificate has to be valid; false also allows plain HTTP
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = true)]
+    pub(crate) tls_verify: bool,
+    /// How progress is shown
+    #[arg(long, value_enum, default_value_t = ProgressMode::Auto, value_name = "HOW")]
+    pub(crate) progress: ProgressMode,
+    /// Name of the image
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
 }
 
 #[derive(Debug, ClapArgs)]

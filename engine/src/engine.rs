@@ -22,7 +22,7 @@ use crate::record::{ImageReference, Isolation, Layer, Machine, Record, State, VE
 use crate::store::{self, Owned, Store};
 use crate::supervisor::{ClientStreams, Handoff};
 use crate::timeline::Stamp;
-use crate::{Layout, cgroup, disk, kvm, layout, memory, names, spec};
+use crate::{Layout, cgroup, config, disk, kvm, layout, memory, names, spec};
 
 /// Virtual CPUs where nobody asked for a number.
 const DEFAULT_VCPUS: u8 = 4;
@@ -76,6 +76,9 @@ pub enum Error {
     /// The images refused.
     #[error(transparent)]
     Image(#[from] rvm_images::Error),
+    /// The configuration file cannot be used.
+    #[error(transparent)]
+    Config(#[from] config::Error),
     /// The containers refused.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -139,8 +142,9 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Image(rvm_images::Error::NotFound(_)) => {
-                Some("`rvm images` lists what is there; `rvm load -i FILE` brings in an archive".to_owned())
+                Some("`rvm images` lists what is there; `rvm pull IMAGE` fetches one".to_owned())
             }
+            Self::Image(rvm_images::Error::Pull { source, .. }) => source.hint().map(str::to_owned),
             Self::Kvm(error) => Some(error.hint().to_owned()),
             Self::Cgroup(cgroup::Error::NotMounted | cgroup::Error::ControllersMissing(_)) => Some(
                 "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1); `rvm doctor` shows what is missing"

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cgroup;
+pub mod config;
 pub mod control;
 pub mod disk;
 pub mod doctor;
@@ -18,6 +19,7 @@ mod layout;
 pub mod log;
 pub mod memory;
 pub mod names;
+mod pull;
 pub mod record;
 mod runtime;
 mod socket;
@@ -30,4 +32,5 @@ mod tree;
 pub use engine::{Attachment, Created, Engine, Error, Request, RunEnd, close_stdin};
 pub use json::Error as JsonError;
 pub use layout::{ASSETS_VARIABLE, Asset, Error as LayoutError, Layout};
+pub use pull::Pull;
 pub use supervisor::printable;

@@ -7,6 +7,7 @@ mod inspect;
 mod load;
 mod logs;
 mod ps;
+mod pull;
 mod rm;
 mod rmi;
 mod run;
@@ -47,6 +48,7 @@ fn dispatch(places: Places, command: Command) -> Result<u8> {
         Command::Rm(arguments) => rm::run(&engine(places)?, &arguments),
         Command::Logs(arguments) => logs::run(&engine(places)?, &arguments),
         Command::Inspect(arguments) => inspect::run(&engine(places)?, &arguments),
+        Command::Pull(arguments) => pull::run(&engine(places)?, arguments),
         Command::Load(arguments) => load::run(&engine(places)?, arguments),
         Command::Images(arguments) => images::run(&engine(places)?, &arguments),
         Command::Rmi(arguments) => rmi::run(&engine(places)?, &arguments),

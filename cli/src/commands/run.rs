@@ -8,12 +8,13 @@ use std::thread;
 use anyhow::{Context as _, Result};
 use rvm_engine::control::{Connection, Request as ControlRequest};
 use rvm_engine::timeline::{Phase, Stamp};
-use rvm_engine::{Attachment, Engine, Request, close_stdin, spec};
+use rvm_engine::{Attachment, Created, Engine, Error, Request, close_stdin, spec};
 use rvm_protocol::Stream;
 use signal_hook::consts::signal;
 use signal_hook::iterator::Signals;
 
-use crate::args::Run;
+use super::pull;
+use crate::args::{PullPolicy, Run};
 use crate::output;
 
 /// Everything that can be caught and is meant for the workload. Not SIGCHLD, SIGPIPE and SIGURG, which are about this
@@ -40,10 +41,14 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 pub(super) fn run(engine: &Engine, arguments: Run) -> Result<u8> {
     let started = Stamp::now(Phase::Command);
+    if arguments.pull == PullPolicy::Always {
+        pull::for_run(engine, &arguments.image)?;
+    }
     // Before anything is made, so that no signal finds the default action while something half-made exists.
     let signals = Signals::new(FORWARDED).context("cannot catch signals")?;
-    let (interactive, timing) = (arguments.interactive, arguments.timing);
-    let created = engine.create(&request(arguments))?;
+    let (interactive, timing, policy) = (arguments.interactive, arguments.timing, arguments.pull);
+    let request = request(arguments);
+    let (signals, created) = create(engine, &request, policy, signals)?;
     let mut stamps = vec![started, Stamp::now(Phase::Created)];
     let attachment = engine.start(created)?;
     let (code, timeline) = attach(attachment, signals, interactive)?;
@@ -53,6 +58,40 @@ pub(super) fn run(engine: &Engine, arguments: Run) -> Result<u8> {
         output::waterfall(stamps);
     }
     Ok(code)
+}
+
+/// Makes the container; fetches the image first if it is missing and that is wanted.
+fn create(
+    engine: &Engine,
+    request: &Request,
+    policy: PullPolicy,
+    signals: Signals,
+) -> Result<(Signals, Created)> {
+    match engine.create(request) {
+        Err(Error::Image(rvm_images::Error::NotFound(_))) if policy == PullPolicy::Missing => {}
+        result => return Ok((signals, result?)),
+    }
+    output::note(&format!("Unable to find image '{}' locally", request.image));
+    let signals = interruptibly(signals, || pull::for_run(engine, &request.image))?;
+    Ok((signals, engine.create(request)?))
+}
+
+/// Does something that a signal may end at any time, although this process catches them. Returns the signals for later.
+fn interruptibly(mut signals: Signals, work: impl FnOnce() -> Result<()>) -> Result<Signals> {
+    let handle = signals.handle();
+    let guard = thread::spawn(move || {
+        for signal in signals.forever() {
+            // Ends the process, or does nothing for those that by default do nothing.
+            let _ = signal_hook::low_level::emulate_default_handler(signal);
+        }
+    });
+    let result = work();
+    // Before the others are given up, so that there is no moment without.
+    let next = Signals::new(FORWARDED).context("cannot catch signals");
+    handle.close();
+    // A panic aborts the process, so joining cannot fail.
+    let _ = guard.join();
+    result.and(next)
 }
 
 fn request(arguments: Run) -> Request {

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use comfy_table::{ContentArrangement, presets};
 use serde::Serialize;
 
-pub(crate) use progress::LoadProgress;
+pub(crate) use progress::{LoadProgress, PullProgress};
 pub(crate) use template::Template;
 pub(crate) use time::{ago, ago_rfc3339, since};
 pub(crate) use waterfall::waterfall;
@@ -44,6 +44,11 @@ pub(crate) fn error(error: &anyhow::Error) {
 pub(crate) fn complaint(text: &str) {
     let text = rvm_engine::printable(text);
     let _ = writeln!(io::stderr(), "rvm: {text}");
+}
+
+/// Says on standard error what is being done. As with [`complaint`], some of it may come from outside.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{}", rvm_engine::printable(text));
 }
 
 /// Prints lines.

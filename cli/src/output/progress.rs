@@ -3,9 +3,13 @@
 use std::collections::HashMap;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rvm_images::Progress;
+use rvm_images::{FetchStep, Progress};
+
+use crate::args::ProgressMode;
 
 const LAYER: &str = "{prefix:12}  [{bar:30}]  {bytes:>10} / {total_bytes:<10}  {binary_bytes_per_sec}";
+const WORDS: &str = "{prefix:12}  {msg}";
+const TOTAL: &str = "{prefix:12}  [{bar:30}]  {bytes:>10} / {total_bytes:<10}  {binary_bytes_per_sec}  {eta}";
 const SPOOL: &str = "{prefix:12}  {spinner}  {bytes:>10}  {binary_bytes_per_sec}";
 
 /// Shows a load, a line for each layer.
@@ -55,6 +59,8 @@ impl LoadProgress {
                     bar.finish();
                 }
             }
+            // A load asks no registry.
+            Progress::Fetch { .. } => {}
         }
     }
 
@@ -62,6 +68,122 @@ impl LoadProgress {
         if let Some(bar) = self.spool {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// Shows a pull: on a terminal a bar for each layer and one for all, else a line for each step.
+pub(crate) struct PullProgress {
+    mode: ProgressMode,
+    bars: MultiProgress,
+    layers: HashMap<usize, Layer>,
+    total: Option<ProgressBar>,
+}
+
+/// A layer of a pull.
+struct Layer {
+    bar: ProgressBar,
+    done: u64,
+    total: u64,
+    /// What was last said of it.
+    said: &'static str,
+}
+
+impl PullProgress {
+    pub(crate) fn new(mode: ProgressMode) -> Self {
+        let mode = match mode {
+            ProgressMode::Auto if !super::is_watched() => ProgressMode::Plain,
+            mode => mode,
+        };
+        let bars = MultiProgress::new();
+        if mode != ProgressMode::Auto {
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Self {
+            mode,
+            bars,
+            layers: HashMap::new(),
+            total: None,
+        }
+    }
+
+    pub(crate) fn update(&mut self, event: Progress) {
+        let Progress::Fetch {
+            index, digest, step, ..
+        } = event
+        else {
+            return;
+        };
+        let (bars, total) = (&self.bars, &self.total);
+        let layer = self.layers.entry(index).or_insert_with(|| {
+            let bar = ProgressBar::new(0).with_style(style(WORDS));
+            bar.set_prefix(digest.short());
+            Layer::new(match total {
+                Some(total) => bars.insert_before(total, bar),
+                None => bars.add(bar),
+            })
+        });
+        let said = layer.update(step);
+        if self.mode == ProgressMode::Plain && said != layer.said {
+            super::note(&format!("{}: {said}", digest.short()));
+        }
+        layer.said = said;
+        if self.mode == ProgressMode::Auto && self.layers.values().any(|layer| layer.total > 0) {
+            let total = self.total.get_or_insert_with(|| {
+                let bar = self.bars.add(ProgressBar::new(0).with_style(style(TOTAL)));
+                bar.set_prefix("total");
+                bar
+            });
+            total.set_length(self.layers.values().map(|layer| layer.total).sum());
+            total.set_position(self.layers.values().map(|layer| layer.done).sum());
+        }
+    }
+
+    /// Leaves what was shown on the terminal, without the total.
+    pub(crate) fn finish(self) {
+        for layer in self.layers.values().filter(|layer| !layer.bar.is_finished()) {
+            layer.bar.abandon();
+        }
+        if let Some(total) = self.total {
+            total.finish_and_clear();
+        }
+    }
+}
+
+impl Layer {
+    fn new(bar: ProgressBar) -> Self {
+        Self {
+            bar,
+            done: 0,
+            total: 0,
+            said: "",
+        }
+    }
+
+    /// Docker's word for a step.
+    fn update(&mut self, step: FetchStep) -> &'static str {
+        let words = match step {
+            FetchStep::Reading { done, total } => {
+                if self.total == 0 {
+                    self.bar.set_style(style(LAYER));
+                    self.bar.set_length(total);
+                }
+                (self.done, self.total) = (done, total);
+                self.bar.set_position(done);
+                return "Pulling fs layer";
+            }
+            FetchStep::Exists => "Already exists",
+            FetchStep::Waiting => "Waiting",
+            FetchStep::Retrying => return "Retrying",
+            FetchStep::Done => "Pull complete",
+        };
+        self.done = self.total;
+        self.bar.set_style(style(WORDS));
+        if matches!(step, FetchStep::Waiting) {
+            self.bar.set_message(words);
+        } else {
+            self.bar.finish_with_message(words);
+        }
+        words
     }
 }
 

@@ -86,7 +86,7 @@ impl Error {
             Self::Broken { .. } => true,
             Self::Status { status, .. } => is_transient(*status),
             Self::Connect { cause, .. } => match &**cause {
-                ureq::Error::Io(_) => tls(cause).is_none(),
+                ureq::Error::Io(error) => tls(cause).is_none() && !is_unknown_name(error),
                 ureq::Error::Timeout(ureq::Timeout::Resolve) => false,
                 ureq::Error::Timeout(_) | ureq::Error::Protocol(_) | ureq::Error::ConnectionFailed => true,
                 _ => false,
@@ -131,6 +131,13 @@ impl Error {
 /// Statuses that say "not now".
 pub(super) fn is_transient(status: u16) -> bool {
     matches!(status, 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+/// Whether a name does not exist, as the C library says it; the standard library gives nothing but its text. That a name
+/// server cannot be reached at the moment is another text.
+fn is_unknown_name(error: &std::io::Error) -> bool {
+    let text = error.to_string();
+    text.starts_with("failed to lookup address information") && !text.contains("Temporary failure")
 }
 
 /// The TLS library's error within an HTTP error.
