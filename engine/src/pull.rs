@@ -27,6 +27,7 @@ impl Engine {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(Reference, Pulled), Error> {
         let reference: Reference = pull.image.parse().map_err(rvm_images::Error::from)?;
+        rvm_isolation::resolve_by_files_and_dns();
         let mut registries = Config::read()?.registries;
         if !pull.verifies_tls {
             registries = registries.with_insecure(reference.domain());

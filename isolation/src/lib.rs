@@ -34,3 +34,4 @@ pub use init::init_if_requested;
 pub use plan::Plan;
 pub use process::{Container, Error, Exit, StartError, Stdio, create};
 pub use sync::Remote;
+pub use sys::resolve_by_files_and_dns;

@@ -7,6 +7,23 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+unsafe extern "C" {
+    /// glibc's `nss.h`: the services of a name database of this process, instead of those in `nsswitch.conf`.
+    fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+}
+
+/// Makes this process resolve host names by `/etc/hosts` and DNS alone, whatever `nsswitch.conf` says.
+///
+/// The other services are shared libraries, which would bring their own C library into this static program and crash
+/// it. The two are part of the C library itself since glibc 2.34. To be called before other threads resolve names.
+pub fn resolve_by_files_and_dns() {
+    // SAFETY: both arguments are constant strings that end with NUL, and are only read. A service that is not known would be
+    // refused by the returned value; these two are in every glibc.
+    unsafe {
+        __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr());
+    }
+}
+
 /// Descriptor of the synchronisation socket in the child, after the three standard streams.
 pub(crate) const SYNC_FD: RawFd = 3;
 
