@@ -8,6 +8,7 @@
 //! - [`images`]: images made by other tools.     - [`archive`]: hostile images, made by hand.
 //! - [`assets`]: kernels and initramfs images that misbehave.
 //! - [`tree`]: a file tree, entry by entry.      - [`processes`]: what runs on this machine.
+//! - [`registry`]: a real registry.
 #![forbid(unsafe_code)]
 
 pub mod archive;
@@ -16,6 +17,7 @@ pub mod command;
 pub mod images;
 pub mod leaks;
 pub mod processes;
+pub mod registry;
 pub mod rvm;
 pub mod tree;
 pub mod wait;

@@ -13,5 +13,6 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod process;
+mod registry;
 mod rootfs;
 mod streams;

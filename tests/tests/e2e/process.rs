@@ -185,8 +185,10 @@ fn wrong_flags_are_125() -> Result<()> {
             .failed(125, &["12parsecs"]);
         rvm.run(["-w", "relative", BUSYBOX, "true"])?
             .failed(125, &["relative"]);
-        rvm.run(["no-such-image", "true"])?
+        rvm.run(["--pull", "never", "no-such-image", "true"])?
             .failed(125, &["no-such-image"]);
+        rvm.run(["127.0.0.1:1/no-such-image", "true"])?
+            .failed(125, &["no-such-image", "refused"]);
         rvm.run(["UPPER/case:bad tag", "true"])?.failed(125, &["UPPER"]);
         let output = rvm.call(["run", "--isolation", "jail", BUSYBOX])?;
         output.failed(125, &["jail"]);
