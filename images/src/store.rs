@@ -55,6 +55,8 @@ pub enum Progress {
         /// Bytes in all; `done == total` is reported when the layer has been read.
         total: u64,
     },
+    /// Another process pulls the same image at the moment, and is waited for.
+    WaitingForPull,
     /// A layer comes from a registry; layers run in parallel.
     Fetch {
         /// Position in the image, 0 is the lowest.

@@ -229,6 +229,12 @@ impl Running {
         self.stdout.as_ref().map(Collector::so_far).unwrap_or_default()
     }
 
+    /// What it has written to standard error so far.
+    #[must_use]
+    pub fn stderr_so_far(&self) -> String {
+        self.stderr.as_ref().map(Collector::so_far).unwrap_or_default()
+    }
+
     /// Whether it still runs.
     ///
     /// # Errors

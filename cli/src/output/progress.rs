@@ -60,7 +60,7 @@ impl LoadProgress {
                 }
             }
             // A load asks no registry.
-            Progress::Fetch { .. } => {}
+            Progress::WaitingForPull | Progress::Fetch { .. } => {}
         }
     }
 
@@ -107,11 +107,15 @@ impl PullProgress {
     }
 
     pub(crate) fn update(&mut self, event: Progress) {
-        let Progress::Fetch {
-            index, digest, step, ..
-        } = event
-        else {
-            return;
+        let (index, digest, step) = match event {
+            Progress::Fetch {
+                index, digest, step, ..
+            } => (index, digest, step),
+            Progress::WaitingForPull if self.mode != ProgressMode::None => {
+                super::note("Waiting for another pull of this image");
+                return;
+            }
+            _ => return,
         };
         let (bars, total) = (&self.bars, &self.total);
         let layer = self.layers.entry(index).or_insert_with(|| {

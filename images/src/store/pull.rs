@@ -1,5 +1,6 @@
 //! Pulling: a registry's image to the store.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::load::Prepared;
@@ -91,7 +92,11 @@ impl Store {
         let (endpoint, resolved) = find(client, request)?;
         let manifest = resolved.descriptor.digest;
         let before = self.manifest_of(reference)?;
-        let image = Locked::new(&self.layout.image_lock_path(&manifest), &|| ())?;
+        let image = {
+            let progress = RefCell::new(&mut *progress);
+            let waiting = || (progress.borrow_mut())(Progress::WaitingForPull);
+            Locked::new(&self.layout.image_lock_path(&manifest), &waiting)?
+        };
         let staging = self.staging().map_err(Failure::Store)?;
         let repository = endpoint.repository(reference);
         let config_bytes = self.config_bytes(client, &endpoint, &repository, (&resolved, &staging))?;

@@ -340,6 +340,9 @@ fn two_pulls_of_an_image_fetch_it_once() -> Result<()> {
     let mut command = rvm.command(["pull", &name])?;
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let second = Running::start(command)?;
+    wait_until("the second waits", LIMIT, || {
+        Ok(second.stderr_so_far().contains("Waiting"))
+    })?;
     gate.open();
     for pull in [first, second] {
         pull.finish(LIMIT)?.ok();
