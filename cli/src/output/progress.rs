@@ -120,11 +120,13 @@ impl PullProgress {
         let (bars, total) = (&self.bars, &self.total);
         let layer = self.layers.entry(index).or_insert_with(|| {
             let bar = ProgressBar::new(0).with_style(style(WORDS));
-            bar.set_prefix(digest.short());
-            Layer::new(match total {
+            let bar = match total {
                 Some(total) => bars.insert_before(total, bar),
                 None => bars.add(bar),
-            })
+            };
+            // Not before it is among the others: alone it would draw itself.
+            bar.set_prefix(digest.short());
+            Layer::new(bar)
         });
         let said = layer.update(step);
         if self.mode == ProgressMode::Plain && said != layer.said {

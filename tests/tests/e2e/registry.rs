@@ -45,13 +45,13 @@ both_modes! {
         let registry = with_app(OPEN)?;
         let name = format!("{}/app:1", registry.authority());
         rvm.run(["--pull", "never", &name, "true"])?.failed(125, &["not in the local store", "rvm pull"]);
-        let output = rvm.run([name.as_str(), "cat", "/merged/upper"])?.ok();
+        let output = rvm.run([name.as_str(), "sh", "-c", "cat /merged/upper"])?.ok();
         assert_eq!(output.text(), "upper", "{}", output.describe());
         assert!(output.errors().contains("Unable to find image"), "{}", output.describe());
         assert!(output.errors().contains("Status: Downloaded newer image"), "{}", output.describe());
         // It is there now, and the registry is not asked again.
         drop(registry);
-        let output = rvm.run([name.as_str(), "cat", "/kept/new"])?.ok();
+        let output = rvm.run([name.as_str(), "sh", "-c", "cat /kept/new"])?.ok();
         assert_eq!((output.text().as_str(), output.errors().as_str()), ("new", ""));
         rvm.run(["--pull", "always", &name, "true"])?.failed(125, &["cannot pull"]);
         rvm.call(["rmi", &name])?.ok();
