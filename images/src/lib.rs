@@ -29,7 +29,7 @@ pub use digest::{Digest, DigestError};
 pub use image::{Image, LayerFile, RootDirectory};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{Registries, RegistryConfig};
+pub use registry::Registries;
 pub use store::{
     Error, FetchStep, LoadError, Loaded, Progress, PullError, PullRequest, Pulled, Removed, Source, Store,
     StoreError, Summary,

@@ -20,7 +20,7 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 const MARGIN: Duration = Duration::from_secs(10);
 
 /// How this program calls itself to token servers.
-pub(super) const CLIENT_ID: &str = "rvm";
+const CLIENT_ID: &str = "rvm";
 
 /// What a registry asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,12 +16,12 @@ pub struct Registries {
 /// One registry, by the domain that references have.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct RegistryConfig {
+pub(crate) struct RegistryConfig {
     /// Asked one after the other before the registry itself: `[http[s]://]HOST[:PORT][/PREFIX]`. `http://` allows plain
     /// HTTP there.
-    pub mirrors: Vec<String>,
+    pub(crate) mirrors: Vec<String>,
     /// Its certificate is not checked, and it may be asked by plain HTTP where it has no TLS.
-    pub insecure: bool,
+    pub(crate) insecure: bool,
 }
 
 impl Registries {

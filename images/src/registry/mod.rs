@@ -31,7 +31,7 @@ mod transport;
 
 pub(crate) use blob::{RemoteBlob, was_stopped};
 pub(crate) use client::Client;
-pub use config::{Registries, RegistryConfig};
+pub use config::Registries;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use error::Error;
 pub(crate) use manifest::{Resolved, config, resolve};
