@@ -17,6 +17,7 @@ use crate::sys;
 
 pub use vm_memory::{
     ByteValued, Bytes, GuestAddress, GuestMemory as GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    VolatileMemory, VolatileMemoryError,
 };
 
 /// A stretch of guest memory in this process, which the guest may change at any time.

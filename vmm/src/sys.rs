@@ -3,6 +3,7 @@
 //! Everything here is a thin function with a safe signature. What cannot have one (taking over an inherited descriptor
 //! by number) is marked unsafe and says what the caller owes.
 
+pub(crate) mod owned_slice;
 pub(crate) mod uring;
 
 use std::collections::BTreeSet;
@@ -631,20 +632,29 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-/// Runs a vectored system call over at most `IOV_MAX` (1024) of the slices.
+/// Runs a vectored system call over at most `IOV_MAX` (1024) of the slices. Those of an ordinary frame or request need no
+/// allocation.
 fn vectored(
     slices: &[VolatileSlice<'_>],
     mut call: impl FnMut(*const libc::iovec, libc::c_int) -> isize,
 ) -> io::Result<usize> {
     let slices = &slices[..slices.len().min(1024)];
-    let guards: Vec<_> = slices.iter().map(VolatileSlice::ptr_guard_mut).collect();
-    let vector: Vec<libc::iovec> = guards
-        .iter()
-        .map(|guard| libc::iovec {
-            iov_base: guard.as_ptr().cast(),
-            iov_len: guard.len(),
-        })
-        .collect();
+    let none = libc::iovec {
+        iov_base: std::ptr::null_mut(),
+        iov_len: 0,
+    };
+    let (mut few, mut many) = ([none; 64], Vec::new());
+    let vector = match few.get_mut(..slices.len()) {
+        Some(vector) => vector,
+        None => {
+            many.resize(slices.len(), none);
+            &mut many
+        }
+    };
+    for (element, slice) in vector.iter_mut().zip(slices) {
+        element.iov_base = slice.ptr_guard_mut().as_ptr().cast();
+        element.iov_len = slice.len();
+    }
     let count = libc::c_int::try_from(vector.len()).unwrap_or(0);
     loop {
         match usize::try_from(call(vector.as_ptr(), count)) {

@@ -3,8 +3,7 @@
 //! How a driver cuts a request into descriptors means nothing (section 2.7.4): devices see two stretches of bytes, one
 //! to read and one to write.
 
-use virtio_queue::DescriptorChain;
-
+use super::descriptors::Descriptors;
 use crate::memory::{GuestAddress, GuestMemory, GuestMemoryBackend, VolatileSlice};
 
 /// Why a chain was refused. Any of these means that the driver is broken or hostile.
@@ -25,7 +24,7 @@ pub enum ChainError {
 }
 
 /// A checked chain.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Chain<'m> {
     /// Index by which it is given back.
     pub head: u16,
@@ -38,45 +37,41 @@ pub struct Chain<'m> {
 }
 
 impl<'m> Chain<'m> {
-    /// Checks a chain of a queue with `queue_size` descriptors.
+    /// Becomes the chain at `head` of a queue with `queue_size` descriptors, once that was checked.
     ///
     /// # Errors
-    /// [`ChainError`].
-    pub fn check(
-        descriptors: DescriptorChain<&'m GuestMemory>,
+    /// [`ChainError`]; what this chain is then means nothing.
+    pub(super) fn fill(
+        &mut self,
+        head: u16,
+        mut descriptors: Descriptors<'_>,
         memory: &'m GuestMemory,
         queue_size: u16,
-    ) -> Result<Self, ChainError> {
-        let head = descriptors.head_index();
-        let mut chain = Self {
-            head,
-            readable: Buffers::default(),
-            writable: Buffers::default(),
-            writable_at: Extents::default(),
-        };
-        let (mut count, mut ended) = (0, false);
-        for descriptor in descriptors {
+    ) -> Result<(), ChainError> {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        self.writable_at.0.clear();
+        for count in 0.. {
+            let descriptor = descriptors.next().ok_or(ChainError::Unterminated)?;
             if count == queue_size {
                 return Err(ChainError::TooLong);
             }
-            count += 1;
-            ended = !descriptor.has_next();
             let bytes = usize::try_from(descriptor.len()).map_err(|_| ChainError::Address)?;
             let buffers = if descriptor.is_write_only() {
-                chain.writable_at.0.push((descriptor.addr(), bytes));
-                &mut chain.writable
-            } else if chain.writable.slices.is_empty() {
-                &mut chain.readable
+                self.writable_at.0.push((descriptor.addr(), bytes));
+                &mut self.writable
+            } else if self.writable.slices.is_empty() {
+                &mut self.readable
             } else {
                 return Err(ChainError::Order);
             };
             buffers.add(memory, descriptor.addr(), bytes)?;
+            if !descriptor.has_next() {
+                break;
+            }
         }
-        if ended {
-            Ok(chain)
-        } else {
-            Err(ChainError::Unterminated)
-        }
+        Ok(())
     }
 }
 
@@ -113,6 +108,11 @@ impl<'m> Buffers<'m> {
         address: GuestAddress,
         bytes: usize,
     ) -> Result<(), ChainError> {
+        // Nearly all are in one region.
+        if let Ok(slice) = memory.get_slice(address, bytes) {
+            self.push(slice);
+            return Ok(());
+        }
         for slice in memory.get_slices(address, bytes) {
             self.push(slice.map_err(|_| ChainError::Address)?);
         }
@@ -124,6 +124,11 @@ impl<'m> Buffers<'m> {
             self.bytes += slice.len();
             self.slices.push(slice);
         }
+    }
+
+    fn clear(&mut self) {
+        self.slices.clear();
+        self.bytes = 0;
     }
 
     /// Length in bytes.

@@ -7,6 +7,7 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+mod descriptors;
 pub mod fs;
 #[cfg(any(test, feature = "fuzzing"))]
 #[expect(

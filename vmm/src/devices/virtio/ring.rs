@@ -7,7 +7,9 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::chain::{Chain, ChainError};
-use crate::memory::{Bytes as _, GuestAddress, GuestMemory, GuestMemoryBackend as _};
+use super::descriptors::Descriptors;
+use crate::memory::{Bytes as _, GuestAddress, GuestMemory, VolatileMemoryError};
+use crate::sys::owned_slice::OwnedSlice;
 
 /// Where a queue lies and how far it was used: what a guest can see of it, and all that is needed to go on with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,10 +56,14 @@ pub struct Outcome {
     pub more: bool,
 }
 
-/// A queue in use.
+/// A queue in use. Its three parts are looked up once: a frame may take dozens of chains, and each is read in several
+/// places.
 #[derive(Debug)]
 pub struct Ring {
     queue: Queue,
+    parts: Parts,
+    /// Where the available ring ended when it was last looked at. What lies before may be taken.
+    offered: u16,
     /// Where the used ring ended when the driver was last asked whether it wants an interrupt.
     asked: u16,
 }
@@ -85,14 +91,15 @@ impl Ring {
             used_ring: state.used,
         };
         let queue = Queue::try_from(state).map_err(|_| RingError::Invalid)?;
-        if queue.is_valid(memory) && is_well_placed(&state, memory) {
-            Ok(Self {
-                queue,
-                asked: state.next_used,
-            })
-        } else {
-            Err(RingError::Invalid)
+        if !queue.is_valid(memory) {
+            return Err(RingError::Invalid);
         }
+        Ok(Self {
+            queue,
+            parts: Parts::new(&state, memory).ok_or(RingError::Invalid)?,
+            offered: state.next_avail,
+            asked: state.next_used,
+        })
     }
 
     /// The queue's state.
@@ -115,56 +122,79 @@ impl Ring {
     /// # Errors
     /// [`RingError`]; the queue must not be used any more then.
     pub fn pop<'m>(&mut self, memory: &'m GuestMemory) -> Result<Option<Chain<'m>>, RingError> {
-        let size = self.queue.size();
-        match self.queue.iter(memory).map_err(RingError::Corrupt)?.next() {
-            Some(descriptors) => Ok(Some(Chain::check(descriptors, memory, size)?)),
-            None => Ok(None),
+        let mut chain = Chain::default();
+        Ok(self.pop_into(memory, &mut chain)?.then_some(chain))
+    }
+
+    /// As [`Ring::pop`], but into a chain that was used before, so that nothing is allocated. Returns whether there was one.
+    ///
+    /// # Errors
+    /// As [`Ring::pop`].
+    pub fn pop_into<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        chain: &mut Chain<'m>,
+    ) -> Result<bool, RingError> {
+        let (next, size) = (self.queue.next_avail(), self.queue.size());
+        let available = self.parts.available.get();
+        if next == self.offered {
+            // What the driver wrote before the index must be visible once that is.
+            let offered: u16 = available.load(2, Ordering::Acquire).map_err(lost)?;
+            let offered = u16::from_le(offered);
+            if offered.wrapping_sub(next) > size {
+                return Err(RingError::Corrupt(virtio_queue::Error::InvalidAvailRingIndex));
+            }
+            self.offered = offered;
+            if next == offered {
+                return Ok(false);
+            }
         }
+        // Section 2.7.6: a flag word and an index, then entries of one word each. The size is a power of two.
+        let entry = 4 + 2 * usize::from(next & (size - 1));
+        let head = u16::from_le(available.load(entry, Ordering::Relaxed).map_err(lost)?);
+        self.queue.set_next_avail(next.wrapping_add(1));
+        let table = self.parts.descriptors.get();
+        chain.fill(head, Descriptors::new(memory, table, size, head), memory, size)?;
+        Ok(true)
     }
 
     /// Puts back the chain that was taken last.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
+        // The next look is at the driver's index, so that it is checked against this place.
+        self.offered = self.queue.next_avail();
     }
 
     /// Gives a chain back to the driver, with `written` bytes in its writable part.
     ///
     /// # Errors
     /// [`RingError::Corrupt`].
-    pub fn complete(&mut self, memory: &GuestMemory, head: u16, written: u32) -> Result<(), RingError> {
-        self.complete_together(memory, &[(head, written)])
+    pub fn complete(&mut self, head: u16, written: u32) -> Result<(), RingError> {
+        self.complete_together(&[(head, written)])
     }
 
     /// Gives several chains back, so that the driver sees all of them or none: head, and bytes in the writable part.
     ///
     /// # Errors
     /// [`RingError::Corrupt`].
-    pub fn complete_together(
-        &mut self,
-        memory: &GuestMemory,
-        chains: &[(u16, u32)],
-    ) -> Result<(), RingError> {
-        let overflow = RingError::Corrupt(virtio_queue::Error::AddressOverflow);
-        let (size, used) = (self.queue.size(), self.queue.used_ring());
+    pub fn complete_together(&mut self, chains: &[(u16, u32)]) -> Result<(), RingError> {
+        let (size, used) = (self.queue.size(), self.parts.used.get());
         let mut next = self.queue.next_used();
         for (head, written) in chains {
+            if *head >= size {
+                return Err(RingError::Corrupt(virtio_queue::Error::InvalidDescriptorIndex));
+            }
             // Section 2.7.8: a flag word and an index, then entries of two words each.
-            let entry = used.checked_add(4 + 8 * u64::from(next % size));
-            let Some(entry) = entry.filter(|_| *head < size) else {
-                return Err(overflow);
-            };
-            let words = u64::from(*head) | (u64::from(*written) << 32);
-            memory
-                .write_obj(words.to_le(), GuestAddress(entry))
-                .map_err(|error| RingError::Corrupt(virtio_queue::Error::GuestMemory(error)))?;
+            let entry = 4 + 8 * usize::from(next & (size - 1));
+            for (offset, word) in [(entry, u32::from(*head)), (entry + 4, *written)] {
+                used.store(word.to_le(), offset, Ordering::Relaxed)
+                    .map_err(lost)?;
+            }
             next = next.wrapping_add(1);
         }
         self.queue.set_next_used(next);
-        let index = used.checked_add(2).ok_or(overflow)?;
         // The driver must find the entries once it sees the index.
-        memory
-            .store(next.to_le(), GuestAddress(index), Ordering::Release)
-            .map_err(|error| RingError::Corrupt(virtio_queue::Error::GuestMemory(error)))
+        used.store(next.to_le(), 2, Ordering::Release).map_err(lost)
     }
 
     /// Takes chains as long as `ready` says so, at most `limit`, and gives each back with as many bytes written as `serve`
@@ -181,6 +211,7 @@ impl Ring {
         mut serve: impl FnMut(&mut T, &Chain<'_>) -> Result<Option<u32>, RingError>,
     ) -> Result<Outcome, RingError> {
         let (mut served, mut looks, mut more) = (0, 0, false);
+        let mut chain = Chain::default();
         self.disable_notifications(memory)?;
         while ready(context) {
             // A driver that offers something and takes it back, again and again, is one that has much to do.
@@ -188,21 +219,21 @@ impl Ring {
                 more = true;
                 break;
             }
-            let Some(chain) = self.pop(memory)? else {
+            if !self.pop_into(memory, &mut chain)? {
                 if self.enable_notifications(memory)? {
                     looks += 1;
                     continue;
                 }
                 break;
-            };
+            }
             let Some(written) = serve(context, &chain)? else {
                 self.undo_pop();
                 break;
             };
-            self.complete(memory, chain.head, written)?;
+            self.complete(chain.head, written)?;
             served += 1;
         }
-        let signal = served > 0 && self.needs_interrupt(memory)?;
+        let signal = served > 0 && self.needs_interrupt()?;
         Ok(Outcome { signal, more })
     }
 
@@ -210,27 +241,23 @@ impl Ring {
     ///
     /// # Errors
     /// [`RingError::Corrupt`].
-    pub fn needs_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, RingError> {
+    pub fn needs_interrupt(&mut self) -> Result<bool, RingError> {
         let (next, asked) = (self.queue.next_used(), self.asked);
         self.asked = next;
         // What was given back must be visible before it is read what the driver wants (section 2.7.7.2).
         fence(Ordering::SeqCst);
         if !self.queue.event_idx_enabled() {
-            let flags = self.available_word(memory, 0)?;
+            let flags = self.available_word(0)?;
             return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
         }
-        let event = self.available_word(memory, 4 + 2 * u64::from(self.queue.size()))?;
+        let event = self.available_word(4 + 2 * usize::from(self.queue.size()))?;
         Ok(next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(asked))
     }
 
     /// A word of the available ring.
-    fn available_word(&self, memory: &GuestMemory, offset: u64) -> Result<u16, RingError> {
-        let address = self.queue.avail_ring().checked_add(offset);
-        let address = address.ok_or(RingError::Corrupt(virtio_queue::Error::AddressOverflow))?;
-        memory
-            .load(GuestAddress(address), Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(|error| RingError::Corrupt(virtio_queue::Error::GuestMemory(error)))
+    fn available_word(&self, offset: usize) -> Result<u16, RingError> {
+        let word = self.parts.available.get().load(offset, Ordering::Relaxed);
+        word.map(u16::from_le).map_err(lost)
     }
 
     /// Asks the driver not to notify; while the device is looking at the queue anyway.
@@ -253,25 +280,45 @@ impl Ring {
     }
 }
 
-/// Whether descriptor table and rings (sections 2.7.5, 2.7.6 and 2.7.8, with event indices) can be told apart.
-///
-/// They have to be memory from the first byte to the last: the library's own check looks at their ends only, and so finds
-/// nothing wrong with a ring that begins in the hole below memory. And what the device writes, the used ring, may not be
-/// what the driver tells it: with a flag of one in the place of the index of the other, each look at an empty queue would
-/// make it seem to have something.
-fn is_well_placed(state: &virtio_queue::QueueState, memory: &GuestMemory) -> bool {
-    let size = u64::from(state.size);
-    let descriptors = (state.desc_table, 16 * size);
-    let available = (state.avail_ring, 6 + 2 * size);
-    let used = (state.used_ring, 6 + 8 * size);
-    let in_memory = |(address, bytes): (u64, u64)| {
-        usize::try_from(bytes).is_ok_and(|bytes| memory.check_range(GuestAddress(address), bytes))
-    };
-    // What is in memory ends without an overflow.
-    let apart = |one: (u64, u64), other: (u64, u64)| one.0 + one.1 <= other.0 || other.0 + other.1 <= one.0;
-    [descriptors, available, used].into_iter().all(in_memory)
-        && apart(used, available)
-        && apart(used, descriptors)
+/// Where a queue is. Each part is one piece of memory.
+#[derive(Debug)]
+struct Parts {
+    descriptors: OwnedSlice,
+    available: OwnedSlice,
+    used: OwnedSlice,
+}
+
+impl Parts {
+    /// Finds descriptor table and rings (sections 2.7.5, 2.7.6 and 2.7.8, with event indices), if they are in memory and can be
+    /// told apart.
+    ///
+    /// They have to be memory from the first byte to the last: the library's own check looks at their ends only, and so
+    /// finds nothing wrong with a ring that begins in the hole below memory. And what the device writes, the used ring, may
+    /// not be what the driver tells it: with a flag of one in the place of the index of the other, each look at an empty
+    /// queue would make it seem to have something.
+    fn new(state: &virtio_queue::QueueState, memory: &GuestMemory) -> Option<Self> {
+        let size = u64::from(state.size);
+        let descriptors = (state.desc_table, 16 * size);
+        let available = (state.avail_ring, 6 + 2 * size);
+        let used = (state.used_ring, 6 + 8 * size);
+        let find = |(address, bytes): (u64, u64)| {
+            OwnedSlice::new(memory, GuestAddress(address), usize::try_from(bytes).ok()?)
+        };
+        let parts = Self {
+            descriptors: find(descriptors)?,
+            available: find(available)?,
+            used: find(used)?,
+        };
+        // What is in memory ends without an overflow.
+        let apart =
+            |one: (u64, u64), other: (u64, u64)| one.0 + one.1 <= other.0 || other.0 + other.1 <= one.0;
+        (apart(used, available) && apart(used, descriptors)).then_some(parts)
+    }
+}
+
+/// What is within a part is there; this says so where it would not be.
+fn lost(error: VolatileMemoryError) -> RingError {
+    RingError::Corrupt(virtio_queue::Error::GuestMemory(error.into()))
 }
 
 #[cfg(test)]
@@ -382,14 +429,14 @@ mod tests {
         driver.offer(1);
         let mut ring = driver.ring();
         let head = ring.pop(&driver.memory).unwrap().unwrap().head;
-        ring.complete(&driver.memory, head, 7).unwrap();
+        ring.complete(head, 7).unwrap();
         let state: RingState = serde_json::from_str(&serde_json::to_string(&ring.state()).unwrap()).unwrap();
         let mut ring = Ring::new(state, 8, true, &driver.memory).unwrap();
         let chain = ring.pop(&driver.memory).unwrap().unwrap();
         assert_eq!((chain.head, chain.readable.len()), (1, 2));
         ring.undo_pop();
         assert_eq!(ring.pop(&driver.memory).unwrap().unwrap().head, 1);
-        ring.complete(&driver.memory, 1, 9).unwrap();
+        ring.complete(1, 9).unwrap();
         assert_eq!(driver.used(), [(0, 7), (1, 9)]);
     }
 
@@ -397,13 +444,13 @@ mod tests {
     fn chains_are_given_back_together() {
         let driver = Driver::new(4);
         let mut ring = driver.ring();
-        ring.complete(&driver.memory, 3, 1).unwrap();
-        ring.complete_together(&driver.memory, &[(0, 5), (2, 6), (1, 7), (3, 8)])
+        ring.complete(3, 1).unwrap();
+        ring.complete_together(&[(0, 5), (2, 6), (1, 7), (3, 8)])
             .unwrap();
         // The first entry was written over by the last.
         assert_eq!(driver.used()[1..], [(0, 5), (2, 6), (1, 7), (3, 8)]);
         assert_eq!(ring.state().next_used, 5);
-        let beyond = ring.complete_together(&driver.memory, &[(0, 0), (4, 0)]);
+        let beyond = ring.complete_together(&[(0, 0), (4, 0)]);
         assert!(matches!(beyond, Err(RingError::Corrupt(_))));
         assert_eq!(driver.used().len(), 5, "nothing of it was given back");
     }
@@ -418,10 +465,10 @@ mod tests {
         let mut check = |event: u16, completed: u16, expected| {
             write_word(state.available + 4 + 2 * 8, event);
             let chains: Vec<_> = (0..completed).map(|head| (head, 0)).collect();
-            ring.complete_together(&driver.memory, &chains).unwrap();
+            ring.complete_together(&chains).unwrap();
             let context = (event, completed);
             assert_eq!(
-                ring.needs_interrupt(&driver.memory).unwrap(),
+                ring.needs_interrupt().unwrap(),
                 expected,
                 "{context:?}"
             );
@@ -434,8 +481,8 @@ mod tests {
         check(u16::MAX, 1, false);
         // With a flag.
         let mut ring = Ring::new(state, 8, false, &driver.memory).unwrap();
-        assert!(ring.needs_interrupt(&driver.memory).unwrap());
+        assert!(ring.needs_interrupt().unwrap());
         write_word(state.available, 1);
-        assert!(!ring.needs_interrupt(&driver.memory).unwrap());
+        assert!(!ring.needs_interrupt().unwrap());
     }
 }

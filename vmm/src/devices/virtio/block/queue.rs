@@ -184,7 +184,7 @@ impl<'m> Server<'m> {
             *place = None;
             self.free.push(token);
             if let (Some(ring), Some(used)) = (self.rings.get_mut(queue), self.used.get_mut(queue)) {
-                ring.complete(self.context.memory, head, written)?;
+                ring.complete(head, written)?;
                 *used = true;
             }
             return Ok(());
@@ -216,7 +216,7 @@ impl<'m> Server<'m> {
         let mut wanted = false;
         for (ring, used) in self.rings.iter_mut().zip(&mut self.used) {
             if std::mem::take(used) {
-                wanted |= ring.needs_interrupt(self.context.memory)?;
+                wanted |= ring.needs_interrupt()?;
             }
         }
         if wanted {

@@ -75,8 +75,8 @@ impl Queues {
                 return Ok(Outcome { signal, more: false });
             };
             let ring = self.0.get_mut(answered.queue).ok_or(RingError::Invalid)?;
-            ring.complete(memory, answered.head, answered.written)?;
-            signal |= ring.needs_interrupt(memory)?;
+            ring.complete(answered.head, answered.written)?;
+            signal |= ring.needs_interrupt()?;
             count += 1;
         }
         Ok(Outcome { signal, more: true })
@@ -109,7 +109,7 @@ impl Queues {
             match submit(session, queue, chain)? {
                 Submitted::Waits => {}
                 Submitted::Done(written) => {
-                    ring.complete(memory, head, written)?;
+                    ring.complete(head, written)?;
                     used = true;
                 }
                 Submitted::NoRoom => {
@@ -118,7 +118,7 @@ impl Queues {
                 }
             }
         }
-        let signal = used && ring.needs_interrupt(memory)?;
+        let signal = used && ring.needs_interrupt()?;
         Ok(Outcome { signal, more })
     }
 }

@@ -33,6 +33,8 @@ const BUFFERS_OFFSET: usize = 10;
 pub(super) const MAX_FRAME_BYTES: usize = HEADER_BYTES + 14 + 8 + (64 << 10);
 /// Frames of a direction before the other has its turn and the driver is told; as many as Linux takes in a turn of its own.
 const MAX_TURN_FRAMES: usize = 64;
+/// Buffers that were given back are forgotten when there are so many.
+const MAX_GIVEN: usize = 1024;
 /// Most control commands at a time.
 const MAX_COMMANDS: usize = 16;
 
@@ -74,14 +76,16 @@ pub(super) struct Receiver<'m> {
     mergeable: bool,
     /// Taken from the queue, in its order, and not used yet.
     chains: VecDeque<Taken>,
-    /// Their buffers, kept as a system call wants them.
-    slices: VecDeque<VolatileSlice<'m>>,
+    /// Their buffers, behind [`Receiver::given`] that are the driver's again.
+    slices: Vec<VolatileSlice<'m>>,
+    given: usize,
     /// Bytes that they take.
     room: usize,
     spill: Box<[u8]>,
     /// A frame whose end is in the spill.
     held: Option<Held>,
-    /// The chains of one frame, here to be allocated once.
+    /// The chain that was taken last and the chains of one frame, here to be allocated once.
+    taken: Chain<'m>,
     used: Vec<(u16, u32)>,
 }
 
@@ -109,10 +113,12 @@ impl<'m> Receiver<'m> {
             memory,
             mergeable,
             chains: VecDeque::new(),
-            slices: VecDeque::new(),
+            slices: Vec::new(),
+            given: 0,
             room: 0,
             spill: vec![0; MAX_FRAME_BYTES].into(),
             held: None,
+            taken: Chain::default(),
             used: Vec::new(),
         }
     }
@@ -155,7 +161,7 @@ impl<'m> Receiver<'m> {
             link.limiter.take(bytes.saturating_sub(HEADER_BYTES));
             any |= self.deliver(bytes, ring, link.counters)?;
         }
-        let signal = any && ring.needs_interrupt(self.memory)?;
+        let signal = any && ring.needs_interrupt()?;
         Ok(Turn { signal, next })
     }
 
@@ -164,6 +170,7 @@ impl<'m> Receiver<'m> {
         self.held = None;
         self.room = 0;
         self.slices.clear();
+        self.given = 0;
         for _ in self.chains.drain(..) {
             ring.undo_pop();
         }
@@ -180,39 +187,47 @@ impl<'m> Receiver<'m> {
             }
         };
         ring.disable_notifications(self.memory)?;
+        if self.given >= MAX_GIVEN {
+            self.slices.drain(..self.given);
+            self.given = 0;
+        }
         while !enough(self) {
-            let Some(chain) = ring.pop(self.memory)? else {
+            if !ring.pop_into(self.memory, &mut self.taken)? {
                 let stops = self.chains.is_empty() || self.held.is_some();
                 if stops && ring.enable_notifications(self.memory)? {
                     continue;
                 }
                 break;
-            };
+            }
+            let buffers = &self.taken.writable;
             // Section 5.1.6.3.1: each buffer is at least as long as the header.
-            if chain.writable.len() < HEADER_BYTES {
+            if buffers.len() < HEADER_BYTES {
                 return Err(RingError::Malformed);
             }
-            let slices = chain.writable.slices();
-            let bytes = chain.writable.len();
-            self.slices.extend(slices);
-            self.room += bytes;
+            self.slices.extend_from_slice(buffers.slices());
+            self.room += buffers.len();
             self.chains.push_back(Taken {
-                head: chain.head,
-                bytes,
-                slices: slices.len(),
+                head: self.taken.head,
+                bytes: buffers.len(),
+                slices: buffers.slices().len(),
             });
         }
         Ok(())
     }
 
+    /// The buffers that a frame may be written to.
+    fn buffers(&self) -> &[VolatileSlice<'m>] {
+        self.slices.get(self.given..).unwrap_or_default()
+    }
+
     /// Reads a frame into all buffers, and the spill if they could be too short.
     fn read(&mut self, port: &dyn Port) -> std::io::Result<usize> {
         if self.room >= MAX_FRAME_BYTES {
-            return port.receive(self.slices.make_contiguous());
+            return port.receive(self.buffers());
         }
         // A system call takes IOV_MAX slices, and the spill is one. A driver that shreds its buffers so that there are more
         // loses the middle of a frame.
-        let mut slices: Vec<VolatileSlice<'_>> = self.slices.iter().take(1023).copied().collect();
+        let mut slices: Vec<VolatileSlice<'_>> = self.buffers().iter().take(1023).copied().collect();
         slices.push(VolatileSlice::from(&mut *self.spill));
         port.receive(&slices)
     }
@@ -230,7 +245,7 @@ impl<'m> Receiver<'m> {
             self.held = Some(Held {
                 bytes,
                 spilled,
-                full: self.slices.len(),
+                full: self.buffers().len(),
             });
         } else {
             Counters::count(&counters.receive_dropped);
@@ -251,7 +266,7 @@ impl<'m> Receiver<'m> {
         }
         self.held = None;
         let mut rest = self.spill.get(..held.spilled).unwrap_or_default();
-        for slice in self.slices.iter().skip(held.full) {
+        for slice in self.buffers().iter().skip(held.full) {
             slice.copy_from(rest);
             rest = rest.get(slice.len()..).unwrap_or_default();
         }
@@ -261,26 +276,22 @@ impl<'m> Receiver<'m> {
 
     /// Gives the first chains, which hold a frame of `bytes`, back to the driver.
     fn give(&mut self, bytes: usize, ring: &mut Ring, counters: &Counters) -> Result<(), RingError> {
-        let mut left = bytes;
+        let (mut left, mut slices) = (bytes, 0);
         self.used.clear();
-        let mut count = 0_u16;
-        for chain in &self.chains {
+        while left > 0
+            && let Some(chain) = self.chains.pop_front()
+        {
             let here = left.min(chain.bytes);
-            self.used
-                .push((chain.head, u32::try_from(here).map_err(|_| RingError::Malformed)?));
+            let written = u32::try_from(here).map_err(|_| RingError::Malformed)?;
+            self.used.push((chain.head, written));
+            self.room -= chain.bytes;
             left -= here;
-            count = count.saturating_add(1);
-            if left == 0 {
-                break;
-            }
+            slices += chain.slices;
         }
         // The port does not write it (section 5.1.6.4 wants it, also where buffers are not merged).
-        self.write_count(count);
-        for chain in self.chains.drain(..usize::from(count)) {
-            self.room -= chain.bytes;
-            self.slices.drain(..chain.slices);
-        }
-        ring.complete_together(self.memory, &self.used)?;
+        self.write_count(u16::try_from(self.used.len()).unwrap_or(u16::MAX));
+        self.given += slices;
+        ring.complete_together(&self.used)?;
         Counters::count(&counters.received_frames);
         Counters::add(&counters.received_bytes, bytes - HEADER_BYTES);
         Ok(())
@@ -291,7 +302,7 @@ impl<'m> Receiver<'m> {
         let [low, high] = count.to_le_bytes();
         for (offset, byte) in [(BUFFERS_OFFSET, low), (BUFFERS_OFFSET + 1, high)] {
             let mut before = offset;
-            for slice in &self.slices {
+            for slice in self.buffers() {
                 if let Ok(here) = slice.offset(before)
                     && !here.is_empty()
                 {

@@ -58,7 +58,7 @@ pub(super) fn process(
             && let Some(chain) = ring.pop(memory)?
         {
             let written = fill(&chain.writable, budget);
-            ring.complete(memory, chain.head, written)?;
+            ring.complete(chain.head, written)?;
             used = true;
         }
         looks += 1;
@@ -69,7 +69,7 @@ pub(super) fn process(
             break false;
         }
     };
-    let signal = used && ring.needs_interrupt(memory)?;
+    let signal = used && ring.needs_interrupt()?;
     Ok(Outcome { signal, exhausted })
 }
 
