@@ -445,8 +445,7 @@ mod tests {
         let driver = Driver::new(4);
         let mut ring = driver.ring();
         ring.complete(3, 1).unwrap();
-        ring.complete_together(&[(0, 5), (2, 6), (1, 7), (3, 8)])
-            .unwrap();
+        ring.complete_together(&[(0, 5), (2, 6), (1, 7), (3, 8)]).unwrap();
         // The first entry was written over by the last.
         assert_eq!(driver.used()[1..], [(0, 5), (2, 6), (1, 7), (3, 8)]);
         assert_eq!(ring.state().next_used, 5);
@@ -467,11 +466,7 @@ mod tests {
             let chains: Vec<_> = (0..completed).map(|head| (head, 0)).collect();
             ring.complete_together(&chains).unwrap();
             let context = (event, completed);
-            assert_eq!(
-                ring.needs_interrupt().unwrap(),
-                expected,
-                "{context:?}"
-            );
+            assert_eq!(ring.needs_interrupt().unwrap(), expected, "{context:?}");
         };
         check(0, 1, true);
         check(3, 2, false);
