@@ -12,7 +12,7 @@ use crate::bus::{Bus, Overlap, lock};
 use crate::devices::virtio::balloon::{Balloon, BalloonSubscriber};
 use crate::devices::virtio::block::{Block, Disk, DiskError};
 use crate::devices::virtio::fs::{Fs, FsError, FsSubscriber};
-use crate::devices::virtio::interrupt::Interrupt;
+use crate::devices::virtio::interrupt::{ACKNOWLEDGE_REGISTER, Interrupt, USED_BUFFER};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_REGISTER, SharedDevice};
 use crate::devices::virtio::net::{Net, NetError};
 use crate::devices::virtio::rng::{Rng, RngSubscriber};
@@ -224,6 +224,11 @@ impl<'a> VirtioDevices<'a> {
             self.vm
                 .connect_doorbell(notification, address + NOTIFY_REGISTER, queue)?;
         }
+        // Each interrupt of a queue is acknowledged, which has happened when its cause was read: one way out of the guest less.
+        // KVM keeps the event, which nobody reads.
+        let acknowledged = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::Descriptor)?;
+        self.vm
+            .connect_doorbell(&acknowledged, address + ACKNOWLEDGE_REGISTER, USED_BUFFER)?;
         let interrupt = Arc::new(Interrupt::new(event));
         let transport = MmioTransport::new(device, self.vm.memory().clone(), interrupt);
         let transport = Arc::new(Mutex::new(transport));

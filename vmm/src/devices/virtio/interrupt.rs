@@ -3,8 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK;
 use vmm_sys_util::eventfd::EventFd;
 
+/// Register that a driver writes to acknowledge an interrupt, for KVM's ioeventfd.
+pub const ACKNOWLEDGE_REGISTER: u64 = VIRTIO_MMIO_INTERRUPT_ACK as u64;
 /// Section 4.2.2: a queue has used buffers.
 pub const USED_BUFFER: u32 = 1;
 /// Section 4.2.2: configuration or status has changed.
@@ -54,7 +57,15 @@ impl Interrupt {
         let _ = self.line.write(1);
     }
 
-    /// The interrupt status register.
+    /// The interrupt status register, as a driver reads it before it acknowledges what it read (section 4.2.3.4). That buffers
+    /// were used is acknowledged by this already, so that KVM may swallow the write that follows.
+    ///
+    /// The driver looks at its queues after that write, and so finds what was used before it.
+    pub fn take_status(&self) -> u32 {
+        self.status.fetch_and(!USED_BUFFER, Ordering::SeqCst)
+    }
+
+    /// What the register holds.
     #[must_use]
     pub fn status(&self) -> u32 {
         self.status.load(Ordering::SeqCst)
@@ -108,8 +119,11 @@ mod tests {
         interrupt.signal_needs_reset();
         assert_eq!(interrupt.status(), USED_BUFFER | CONFIGURATION_CHANGE);
         assert_eq!(line.read().unwrap(), 2);
-        interrupt.acknowledge(USED_BUFFER);
+        assert_eq!(interrupt.take_status(), USED_BUFFER | CONFIGURATION_CHANGE);
         assert_eq!(interrupt.status(), CONFIGURATION_CHANGE);
+        interrupt.signal_used();
+        interrupt.acknowledge(USED_BUFFER);
+        assert_eq!(interrupt.take_status(), CONFIGURATION_CHANGE);
         assert!(interrupt.needs_reset());
         interrupt.clear();
         assert_eq!((interrupt.status(), interrupt.needs_reset()), (0, false));
