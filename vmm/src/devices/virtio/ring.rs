@@ -62,8 +62,6 @@ pub struct Outcome {
 pub struct Ring {
     queue: Queue,
     parts: Parts,
-    /// Where the available ring ended when it was last looked at. What lies before may be taken.
-    offered: u16,
     /// Where the used ring ended when the driver was last asked whether it wants an interrupt.
     asked: u16,
 }
@@ -97,7 +95,6 @@ impl Ring {
         Ok(Self {
             queue,
             parts: Parts::new(&state, memory).ok_or(RingError::Invalid)?,
-            offered: state.next_avail,
             asked: state.next_used,
         })
     }
@@ -137,17 +134,14 @@ impl Ring {
     ) -> Result<bool, RingError> {
         let (next, size) = (self.queue.next_avail(), self.queue.size());
         let available = self.parts.available.get();
-        if next == self.offered {
-            // What the driver wrote before the index must be visible once that is.
-            let offered: u16 = available.load(2, Ordering::Acquire).map_err(lost)?;
-            let offered = u16::from_le(offered);
-            if offered.wrapping_sub(next) > size {
-                return Err(RingError::Corrupt(virtio_queue::Error::InvalidAvailRingIndex));
-            }
-            self.offered = offered;
-            if next == offered {
-                return Ok(false);
-            }
+        // What the driver wrote before the index must be visible once that is.
+        let end: u16 = available.load(2, Ordering::Acquire).map_err(lost)?;
+        let offered = u16::from_le(end).wrapping_sub(next);
+        if offered > size {
+            return Err(RingError::Corrupt(virtio_queue::Error::InvalidAvailRingIndex));
+        }
+        if offered == 0 {
+            return Ok(false);
         }
         // Section 2.7.6: a flag word and an index, then entries of one word each. The size is a power of two.
         let entry = 4 + 2 * usize::from(next & (size - 1));
@@ -161,8 +155,6 @@ impl Ring {
     /// Puts back the chain that was taken last.
     pub fn undo_pop(&mut self) {
         self.queue.go_to_previous_position();
-        // The next look is at the driver's index, so that it is checked against this place.
-        self.offered = self.queue.next_avail();
     }
 
     /// Gives a chain back to the driver, with `written` bytes in its writable part.
