@@ -78,6 +78,8 @@ pub(crate) enum Error {
         diff_id: Digest,
         source: Box<FinishError>,
     },
+    #[error("the new layer")]
+    Unknown(#[source] Box<layer::Error>),
     #[error("stopped, because another layer failed")]
     Stopped,
     #[error(transparent)]
@@ -112,6 +114,28 @@ pub(crate) fn convert(
     inputs: &[Input],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Converted>, Error> {
+    let state = State::new(layout, staging, diff_ids, inputs, true)?;
+    run(state, (layout, staging), diff_ids, inputs, progress)
+}
+
+/// Makes every layer's image again, whatever the store has.
+pub(crate) fn rebuild(
+    (layout, staging): (&Layout, &Staging),
+    diff_ids: &[Digest],
+    inputs: &[Input],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Converted>, Error> {
+    let state = State::new(layout, staging, diff_ids, inputs, false)?;
+    run(state, (layout, staging), diff_ids, inputs, progress)
+}
+
+fn run(
+    state: State,
+    (layout, staging): (&Layout, &Staging),
+    diff_ids: &[Digest],
+    inputs: &[Input],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Converted>, Error> {
     let (sender, receiver) = mpsc::channel();
     let conversion = Conversion {
         layout,
@@ -121,7 +145,7 @@ pub(crate) fn convert(
         inputs,
         next: AtomicUsize::new(0),
         failed: AtomicBool::new(false),
-        state: Mutex::new(State::new(layout, staging, diff_ids, inputs)?),
+        state: Mutex::new(state),
     };
     // Those that wait for a network do not need a processor each.
     let is_remote = inputs.iter().any(|input| matches!(input, Input::Remote { .. }));
@@ -195,19 +219,22 @@ enum Step {
 }
 
 impl State {
-    /// Looks at what the store has already.
+    /// Looks at what the store has already; its images count with `use_images` only.
     fn new(
         layout: &Layout,
         staging: &Staging,
         diff_ids: &[Digest],
         inputs: &[Input],
+        use_images: bool,
     ) -> Result<Self, layout::Error> {
         let mut layers = Vec::with_capacity(inputs.len());
         // A layer by its diff ID is right only on top of an ordinary root directory, which is known as long as all
         // images below are there.
         let mut below_is_ordinary = true;
+        let pin = |name: &str| -> Result<bool, layout::Error> {
+            Ok(use_images && staging.pin(&layout.layer_path(name), &layer_name(name))?)
+        };
         for ((diff_id, chain_id), input) in diff_ids.iter().zip(chain_ids(diff_ids)).zip(inputs) {
-            let pin = |name: &str| staging.pin(&layout.layer_path(name), &layer_name(name));
             let (dependent, standalone) = (dependent_layer(&chain_id), standalone_layer(diff_id));
             let image = if pin(&dependent)? {
                 Some(dependent)

@@ -134,6 +134,13 @@ impl Descriptor {
         annotations.insert(ANNOTATION_PULLED.to_owned(), digest.to_string());
     }
 
+    /// Takes away what [`Descriptor::set_pulled_digest`] has noted.
+    pub(crate) fn forget_pulled_digest(&mut self) {
+        if let Some(annotations) = &mut self.annotations {
+            annotations.remove(ANNOTATION_PULLED);
+        }
+    }
+
     /// Sets or takes away the image's name.
     pub(crate) fn set_name(&mut self, name: Option<&str>) {
         let mut annotations = self.annotations.take().unwrap_or_default();

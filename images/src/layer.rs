@@ -13,7 +13,7 @@ use crate::rootfs::{self, Unfinished};
 use crate::{Digest, limits, tar};
 
 /// Bytes read at once from a blob.
-const BUFFER_BYTES: usize = 128 << 10;
+pub(crate) const BUFFER_BYTES: usize = 128 << 10;
 
 /// Why a layer cannot be taken in.
 #[derive(Debug, thiserror::Error)]
@@ -102,25 +102,7 @@ pub(crate) struct Taken {
 
 /// Reads a layer's blob to its end.
 pub(crate) fn take(input: impl Read, task: Task<'_>) -> Result<Taken, Error> {
-    let seen = Cell::new(0);
-    let blob = Tee {
-        input,
-        hasher: Sha256::new(),
-        seen: &seen,
-        output: task.blob_file,
-        progress: task.progress,
-    };
-    let mut blob = BufReader::with_capacity(BUFFER_BYTES, blob);
-    let compression =
-        Compression::detect(blob.fill_buf().map_err(Error::Read)?).map_err(Error::Compression)?;
-    let result = decode(&mut blob, compression, &seen, task.image_file);
-    // The blob is read to its end even if it cannot be converted: if it is damaged, that is the better message.
-    io::copy(&mut blob, &mut io::sink()).map_err(Error::Read)?;
-    let Tee { hasher, output, .. } = blob.into_inner();
-    let actual = BlobId {
-        digest: finish(hasher),
-        bytes: seen.get(),
-    };
+    let (actual, result) = read(input, task.blob_file, task.image_file, task.progress)?;
     if let Some(expected) = task.blob {
         if expected.bytes != actual.bytes {
             return Err(Error::BlobSize {
@@ -136,17 +118,54 @@ pub(crate) fn take(input: impl Read, task: Task<'_>) -> Result<Taken, Error> {
         }
     }
     let (image, diff_id) = result?;
-    let diff_id = diff_id.unwrap_or(actual.digest);
     if diff_id != task.diff_id {
         return Err(Error::DiffId {
             expected: task.diff_id,
             actual: diff_id,
         });
     }
-    if let Some(output) = output {
+    if let Some(output) = task.blob_file {
         output.sync_data().map_err(Error::WriteBlob)?;
     }
     Ok(Taken { blob: actual, image })
+}
+
+/// What a layer is that no manifest describes: its blob, and the digest of its content.
+pub(crate) fn identify(input: impl Read) -> Result<(BlobId, Digest), Error> {
+    let (blob, result) = read(input, None, None, &|_| {})?;
+    Ok((blob, result?.1))
+}
+
+/// What a stream was converted to, and the digest of its content.
+type Converted = (Option<Unfinished>, Digest);
+
+/// Reads a blob to its end; the inner error is that of its content.
+fn read(
+    input: impl Read,
+    blob_file: Option<&File>,
+    image_file: Option<File>,
+    progress: &dyn Fn(u64),
+) -> Result<(BlobId, Result<Converted, Error>), Error> {
+    let seen = Cell::new(0);
+    let blob = Tee {
+        input,
+        hasher: Sha256::new(),
+        seen: &seen,
+        output: blob_file,
+        progress,
+    };
+    let mut blob = BufReader::with_capacity(BUFFER_BYTES, blob);
+    let compression =
+        Compression::detect(blob.fill_buf().map_err(Error::Read)?).map_err(Error::Compression)?;
+    let result = decode(&mut blob, compression, &seen, image_file);
+    // The blob is read to its end even if it cannot be converted: if it is damaged, that is the better message.
+    io::copy(&mut blob, &mut io::sink()).map_err(Error::Read)?;
+    let actual = BlobId {
+        digest: finish(blob.into_inner().hasher),
+        bytes: seen.get(),
+    };
+    let content = result.map(|(image, diff_id)| (image, diff_id.unwrap_or(actual.digest)));
+    Ok((actual, content))
 }
 
 /// Converts the decompressed stream, and hashes it unless it is the blob itself.
@@ -183,6 +202,12 @@ fn finish(hasher: Sha256) -> Digest {
     Digest::from_bytes(hasher.finalize().into())
 }
 
+/// A blob's decompressed content.
+pub(crate) fn content<'a>(mut blob: impl BufRead + 'a) -> io::Result<Hashing<Box<dyn Read + 'a>>> {
+    let compression = Compression::detect(blob.fill_buf()?).map_err(io::Error::other)?;
+    Ok(Hashing::new(compression.decoder(blob)?))
+}
+
 /// The digest of bytes in memory.
 pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest::from_bytes(Sha256::digest(bytes).into())
@@ -210,6 +235,34 @@ impl<R: Read> Read for Tee<'_, R> {
                 .saturating_add(u64::try_from(count).unwrap_or(u64::MAX)),
         );
         (self.progress)(self.seen.get());
+        Ok(count)
+    }
+}
+
+/// Hashes what is read through it.
+pub(crate) struct Hashing<R> {
+    input: R,
+    hasher: Sha256,
+}
+
+impl<R> Hashing<R> {
+    pub(crate) fn new(input: R) -> Self {
+        Self {
+            input,
+            hasher: Sha256::new(),
+        }
+    }
+
+    /// The digest of what was read.
+    pub(crate) fn finish(self) -> Digest {
+        finish(self.hasher)
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
         Ok(count)
     }
 }

@@ -30,7 +30,7 @@ use crate::{Digest, limits, partial};
 /// Version of everything described above.
 const VERSION: u32 = 1;
 
-const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const INDEX: &str = "index.json";
 /// Exists while a change is under way.
 const UNFINISHED: &str = "unfinished";
@@ -198,6 +198,21 @@ impl Layout {
         self.layers.join("sha256").join(name)
     }
 
+    /// Every blob.
+    pub(crate) fn blob_files(&self) -> Result<Vec<PathBuf>, Error> {
+        list(&self.images.join("blobs/sha256"))
+    }
+
+    /// Every layer image of the cache.
+    pub(crate) fn layer_files(&self) -> Result<Vec<PathBuf>, Error> {
+        list(&self.layers.join("sha256"))
+    }
+
+    /// Every blob that was not fetched to its end.
+    pub(crate) fn partial_files(&self) -> Result<Vec<PathBuf>, Error> {
+        list(&self.images.join("partial"))
+    }
+
     /// The bytes of a small blob, verified.
     pub(crate) fn read_blob(&self, blob: BlobId) -> Result<Vec<u8>, Error> {
         let path = self.blob_path(&blob.digest);
@@ -243,12 +258,11 @@ impl Layout {
             (self.images.join("blobs/sha256"), keep_blob),
             (self.layers.join("sha256"), keep_layer),
         ] {
-            for entry in fs::read_dir(&directory).map_err(at("list", &directory))? {
-                let entry = entry.map_err(at("list", &directory))?;
-                if entry.file_name().to_str().is_some_and(keep) {
+            for path in list(&directory)? {
+                let name = path.file_name().and_then(|name| name.to_str());
+                if name.is_some_and(keep) {
                     continue;
                 }
-                let path = entry.path();
                 freed = freed.saturating_add(allocated(&path));
                 remove_if_there(&path)?;
             }
@@ -364,6 +378,18 @@ impl Staging {
         }
     }
 
+    /// Names of the complete layer images that are here.
+    pub(crate) fn layer_names(&self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        for path in list(self.directory.path())? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if let Some((LAYER, name)) = name.and_then(|name| name.split_once('-')) {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
     /// Stores a document as a blob.
     pub(crate) fn add_blob(&self, bytes: &[u8]) -> Result<BlobId, Error> {
         let blob = BlobId {
@@ -467,8 +493,18 @@ pub(crate) fn remove_if_there(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// What a directory has, sorted.
+fn list(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).map_err(at("list", directory))? {
+        paths.push(entry.map_err(at("list", directory))?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
 /// Bytes a file takes on the disk; a sparse image takes less than its length.
-fn allocated(path: &Path) -> u64 {
+pub(crate) fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     fs::symlink_metadata(path).map_or(0, |metadata| metadata.blocks().saturating_mul(512))
 }

@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod change;
 mod convert;
 mod digest;
 mod document;
@@ -25,12 +26,14 @@ mod rootfs;
 mod store;
 mod tar;
 
+pub use change::{Change, ChangeError};
 pub use digest::{Digest, DigestError};
 pub use image::{Image, LayerFile, RootDirectory};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
 pub use registry::Registries;
 pub use store::{
-    Error, FetchStep, LoadError, Loaded, Progress, PullError, PullRequest, Pulled, Removed, Source, Store,
-    StoreError, Summary,
+    ArchiveKind, Checked, Details, Error, Fault, FetchStep, ImageUsage, LayerSize, LoadError, Loaded,
+    NewImage, Progress, PullError, PullRequest, Pulled, Removed, SaveError, Source, Space, Store, StoreError,
+    Summary, Usage,
 };

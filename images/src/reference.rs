@@ -94,6 +94,15 @@ impl Reference {
         format!("{}{}", self.familiar_repository(), Suffix(self))
     }
 
+    /// Repository and tag alone; none without a tag.
+    #[must_use]
+    pub fn without_digest(&self) -> Option<Self> {
+        self.tag.is_some().then(|| Self {
+            digest: None,
+            ..self.clone()
+        })
+    }
+
     /// Whether both name the same repository.
     #[must_use]
     pub fn same_repository(&self, other: &Self) -> bool {

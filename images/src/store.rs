@@ -1,8 +1,15 @@
 //! The image store: what is in it, and how it is asked.
 
+mod check;
+mod details;
+mod import;
 mod load;
+mod prune;
 mod pull;
 mod remove;
+mod save;
+mod tag;
+mod usage;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -18,7 +25,12 @@ use crate::layer::BlobId;
 use crate::layout::{self, Layout, Lock, Staging, at, dependent_layer, standalone_layer};
 use crate::reference::{Reference, ReferenceError};
 use crate::{Digest, convert, registry};
+pub use check::{Checked, Fault};
+pub use details::{Details, LayerSize};
+pub use import::NewImage;
 pub use pull::{PullRequest, Pulled};
+pub use save::{ArchiveKind, SaveError};
+pub use usage::{ImageUsage, Space, Usage};
 
 /// The images of one root directory.
 #[derive(Debug)]
@@ -156,9 +168,18 @@ pub enum Error {
         /// What the caller's check answered.
         reason: String,
     },
+    /// A tag cannot have a digest.
+    #[error("cannot make the tag {0:?}: a name with a digest belongs to what has that digest")]
+    TagWithDigest(String),
     /// The archive or layout directory cannot be loaded.
     #[error("cannot load the image")]
     Load(#[source] LoadError),
+    /// The layer's stream makes no image.
+    #[error("cannot make the image")]
+    Make(#[source] LoadError),
+    /// The archive cannot be written.
+    #[error("cannot save the image")]
+    Save(#[source] SaveError),
     /// The image cannot be pulled.
     #[error("cannot pull {image}")]
     Pull {
@@ -370,42 +391,59 @@ impl Store {
 
     /// The layers' images, lowest first, up to the first that is missing.
     fn layer_files(&self, config: &Config) -> Vec<LayerFile> {
-        let mut files = Vec::with_capacity(config.diff_ids.len());
-        for (diff_id, chain_id) in config.diff_ids.iter().zip(chain_ids(&config.diff_ids)) {
-            // What was made for this very stack comes first: only there may the other be wrong.
-            let names = [dependent_layer(&chain_id), standalone_layer(diff_id)];
-            let file = names.iter().find_map(|name| {
-                let path = self.layout.layer_path(name);
-                let bytes = path.metadata().ok()?.len();
-                Some(LayerFile {
-                    diff_id: *diff_id,
-                    path,
-                    bytes,
-                })
-            });
-            match file {
-                Some(file) => files.push(file),
-                None => break,
-            }
-        }
-        files
+        let chain_ids = chain_ids(&config.diff_ids);
+        let stack = config.diff_ids.iter().zip(&chain_ids);
+        stack
+            .map_while(|(diff_id, chain_id)| self.layer_file(diff_id, chain_id))
+            .collect()
+    }
+
+    /// What each layer takes, lowest first.
+    fn layer_sizes(&self, config: &Config) -> Vec<LayerSize> {
+        let chain_ids = chain_ids(&config.diff_ids);
+        let size = |(diff_id, chain_id): (&Digest, &Digest)| LayerSize {
+            diff_id: *diff_id,
+            bytes: self.layer_file(diff_id, chain_id).map(|file| file.bytes),
+        };
+        config.diff_ids.iter().zip(&chain_ids).map(size).collect()
+    }
+
+    fn layer_file(&self, diff_id: &Digest, chain_id: &Digest) -> Option<LayerFile> {
+        // What was made for this very stack comes first: only there may the other be wrong.
+        let names = [dependent_layer(chain_id), standalone_layer(diff_id)];
+        names.iter().find_map(|name| {
+            let path = self.layout.layer_path(name);
+            let bytes = path.metadata().ok()?.len();
+            Some(LayerFile {
+                diff_id: *diff_id,
+                path,
+                bytes,
+            })
+        })
     }
 
     /// Makes the missing images of an image's layers again.
     fn restore(&self, entry: &Entry, config: &Config) -> Result<(), Error> {
         let staging = self.staging()?;
-        let mut inputs = Vec::new();
+        let inputs = self.layer_inputs(entry)?;
+        let inputs: Vec<Input> = inputs.into_iter().map(Input::Local).collect();
+        convert::convert((&self.layout, &staging), &config.diff_ids, &inputs, &mut |_| {})?;
+        let lock = self.lock()?;
+        staging.publish(&self.layout, &lock)?;
+        Ok(())
+    }
+
+    /// The blobs of an image's layers.
+    fn layer_inputs(&self, entry: &Entry) -> Result<Vec<LayerInput>, Error> {
+        let mut inputs = Vec::with_capacity(entry.manifest.layers.len());
         for layer in &entry.manifest.layers {
             let path = self.layout.blob_path(&layer.digest);
             let data = File::open(&path)
                 .and_then(Section::whole)
                 .map_err(at("open", &path))?;
-            inputs.push(Input::Local(LayerInput::new(data, Some(layer.blob()))?));
+            inputs.push(LayerInput::new(data, Some(layer.blob()))?);
         }
-        convert::convert((&self.layout, &staging), &config.diff_ids, &inputs, &mut |_| {})?;
-        let lock = self.lock()?;
-        staging.publish(&self.layout, &lock)?;
-        Ok(())
+        Ok(inputs)
     }
 
     fn staging(&self) -> Result<Staging, Error> {
@@ -471,6 +509,12 @@ fn find<'a>(entries: &'a [Entry], text: &str) -> Result<&'a Entry, Error> {
         return Err(Error::Ambiguous(text.to_owned()));
     }
     Ok(first)
+}
+
+/// Whether `text`, by which this entry was found, is its name and not its ID.
+fn is_found_by_name(entry: &Entry, text: &str) -> bool {
+    text.parse::<Reference>()
+        .is_ok_and(|wanted| is_named(entry, &wanted))
 }
 
 /// A digest decides where there is one; the repository has to agree.

@@ -133,7 +133,7 @@ impl Store {
 }
 
 /// Gives a name to a manifest. The image that had it before keeps its other names, or stays without one.
-fn set_name(index: &mut Index, manifest: &Descriptor, reference: &Reference) {
+pub(super) fn set_name(index: &mut Index, manifest: &Descriptor, reference: &Reference) {
     let name = reference.to_string();
     for entry in &mut index.manifests {
         let same = entry
@@ -165,7 +165,7 @@ pub(super) fn drop_superfluous(index: &mut Index) {
 }
 
 /// All blobs of an image.
-fn blobs(entry: &Entry) -> impl Iterator<Item = BlobId> + '_ {
+pub(super) fn blobs(entry: &Entry) -> impl Iterator<Item = BlobId> + '_ {
     let documents = [entry.descriptor.blob(), entry.manifest.config.blob()];
     documents
         .into_iter()

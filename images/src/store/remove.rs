@@ -1,6 +1,6 @@
 //! Removing, by Docker's rules.
 
-use super::{Entry, Error, Removed, Store, find, is_named};
+use super::{Entry, Error, Removed, Store, find, is_found_by_name};
 use crate::Digest;
 use crate::document::Descriptor;
 use crate::reference::Reference;
@@ -26,9 +26,7 @@ impl Store {
         let found = find(&entries, reference)?;
         let id = found.id();
         let same_image: Vec<&Entry> = entries.iter().filter(|entry| entry.id() == id).collect();
-        let by_name = reference
-            .parse::<Reference>()
-            .is_ok_and(|wanted| is_named(found, &wanted));
+        let by_name = is_found_by_name(found, reference);
         let goes: Vec<&Entry> = if by_name { vec![found] } else { same_image.clone() };
         if !by_name && !force && same_image.len() > 1 {
             let names: Vec<String> = same_image

@@ -1,6 +1,7 @@
 //! Archives made by hand, loaded, resolved, removed; and archives that must leave nothing behind.
 
 mod pull;
+mod verbs;
 
 use std::fs;
 use std::io::{Cursor, Write};

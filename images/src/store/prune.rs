@@ -1,0 +1,52 @@
+//! Removing every image that nobody needs.
+
+use super::{Error, Removed, Store};
+use crate::Digest;
+use crate::reference::Reference;
+
+impl Store {
+    /// Removes the images without a name, or with `all` those with names too, as far as nothing uses them and
+    /// `is_chosen`, which is told when an image was made (RFC 3339), agrees.
+    ///
+    /// # Errors
+    /// If the store is damaged.
+    pub fn prune(
+        &self,
+        all: bool,
+        is_chosen: &dyn Fn(Option<&str>) -> bool,
+        is_used: &dyn Fn(&Digest) -> bool,
+    ) -> Result<Removed, Error> {
+        let lock = self.lock()?;
+        let entries = self.entries()?;
+        let mut removed = Removed::default();
+        let mut goes = Vec::new();
+        for entry in &entries {
+            let id = entry.id();
+            let has_name = || {
+                entries
+                    .iter()
+                    .any(|other| other.id() == id && other.reference.is_some())
+            };
+            if is_used(&id) || (!all && has_name()) {
+                continue;
+            }
+            if !is_chosen(self.config(entry)?.image.created().as_deref()) {
+                continue;
+            }
+            removed
+                .untagged
+                .extend(entry.reference.as_ref().map(Reference::familiar));
+            if !removed.deleted.contains(&id) {
+                removed.deleted.push(id);
+            }
+            goes.push(&entry.descriptor);
+        }
+        let mut index = self.layout.index()?;
+        index.manifests.retain(|descriptor| !goes.contains(&descriptor));
+        self.layout.begin_change(&lock)?;
+        self.layout.write_index(&index, &lock)?;
+        removed.freed_bytes = self.sweep(&lock)?;
+        self.layout.end_change(&lock)?;
+        Ok(removed)
+    }
+}
