@@ -1,5 +1,7 @@
 //! What can be typed. Nothing but types, their help and their defaults.
 
+mod images;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -9,6 +11,9 @@ use rvm_engine::spec::Cpus;
 use rvm_images::Platform;
 
 use crate::output::Template;
+pub(crate) use images::{
+    Check, Df, History, Image, ImageInspect, ImagePrune, Import, ListFormat, Save, SaveFormat, System, Tag,
+};
 
 const RUN_EXAMPLES: &str = "\
 Examples:
@@ -87,7 +92,7 @@ pub(crate) enum Command {
     /// Show what a container has written
     #[command(after_help = "Examples:\n  rvm logs web\n  rvm logs --boot web    the guest kernel's console")]
     Logs(Logs),
-    /// Show everything about containers
+    /// Show everything about containers and images
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
     /// Fetch an image from a registry
@@ -106,6 +111,24 @@ pub(crate) enum Command {
         after_help = "Examples:\n  rvm rmi debian:bookworm\n  rvm rmi -f 3f2a     by the beginning of its ID"
     )]
     Rmi(Rmi),
+    /// Give an image another name
+    #[command(after_help = images::TAG_EXAMPLES)]
+    Tag(Tag),
+    /// Show how an image was made
+    #[command(after_help = images::HISTORY_EXAMPLES)]
+    History(History),
+    /// Write images to an archive
+    #[command(after_help = images::SAVE_EXAMPLES)]
+    Save(Save),
+    /// Make an image of a root file system
+    #[command(after_help = images::IMPORT_EXAMPLES)]
+    Import(Import),
+    /// Everything about images
+    #[command(subcommand, after_help = "Examples:\n  rvm image ls\n  rvm image prune")]
+    Image(Image),
+    /// The installation as a whole
+    #[command(subcommand, after_help = "Examples:\n  rvm system df\n  rvm system check")]
+    System(System),
     /// Check whether this machine can run both kinds of containers
     #[command(after_help = "Examples:\n  rvm doctor\n  rvm doctor --format json")]
     Doctor(Doctor),
@@ -280,9 +303,21 @@ pub(crate) struct Inspect {
     /// [default: one list]
     #[arg(short, long)]
     pub(crate) format: Option<InspectFormat>,
+    /// What the names are of [default: containers, and images where there is no such container]
+    #[arg(long = "type", value_enum, value_name = "TYPE")]
+    pub(crate) kind: Option<Kind>,
     /// Names or IDs
-    #[arg(required = true, value_name = "CONTAINER")]
-    pub(crate) containers: Vec<String>,
+    #[arg(required = true, value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+}
+
+/// What can be inspected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kind {
+    /// A container
+    Container,
+    /// An image
+    Image,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -322,9 +357,9 @@ pub(crate) struct Images {
     /// Show whole IDs
     #[arg(long)]
     pub(crate) no_trunc: bool,
-    /// Format of the listing
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub(crate) format: Format,
+    /// `table`, `json`, or text with the fields repository, tag, id, created and bytes
+    #[arg(long, default_value = "table")]
+    pub(crate) format: ListFormat,
 }
 
 #[derive(Debug, ClapArgs)]

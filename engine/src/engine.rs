@@ -507,7 +507,7 @@ impl Engine {
     }
 
     /// Keeps images from being removed between being looked up and being on a container's record.
-    fn lock_images(&self, operation: FlockOperation) -> Result<File, Error> {
+    pub(crate) fn lock_images(&self, operation: FlockOperation) -> Result<File, Error> {
         let root = File::open(self.layout.root()).map_err(Error::Lock)?;
         flock(&root, operation).map_err(|error| Error::Lock(error.into()))?;
         Ok(root)

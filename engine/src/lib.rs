@@ -12,6 +12,7 @@ pub mod control;
 pub mod disk;
 pub mod doctor;
 mod engine;
+mod images;
 pub mod inspect;
 mod json;
 pub mod kvm;
@@ -30,6 +31,7 @@ pub mod timeline;
 mod tree;
 
 pub use engine::{Attachment, Created, Engine, Error, Request, RunEnd, close_stdin};
+pub use images::{ContainerUsage, DiskUsage};
 pub use json::Error as JsonError;
 pub use layout::{ASSETS_VARIABLE, Asset, Error as LayoutError, Layout};
 pub use pull::Pull;

@@ -5,7 +5,7 @@ use rvm_engine::Engine;
 use rvm_images::Summary;
 use serde::Serialize;
 
-use crate::args::{Format, Images};
+use crate::args::Images;
 use crate::output::{self, Table};
 
 /// A line of `--format json`.
@@ -20,20 +20,21 @@ struct Line {
 
 pub(super) fn run(engine: &Engine, arguments: &Images) -> Result<u8> {
     let images = engine.images()?.list().map_err(rvm_engine::Error::from)?;
-    match (arguments.quiet, arguments.format) {
-        (true, _) => output::lines(images.iter().map(|image| id(image, arguments.no_trunc))),
-        (false, Format::Json) => output::json_lines(&images.into_iter().map(line).collect::<Vec<_>>()),
-        (false, Format::Table) => table(&images, arguments.no_trunc).print(),
-    }?;
+    if arguments.quiet {
+        output::lines(images.iter().map(|image| id(image, arguments.no_trunc)))?;
+    } else {
+        let rows: Vec<Line> = images.iter().map(line).collect();
+        output::listing(&arguments.format, &rows, || table(&images, arguments.no_trunc))?;
+    }
     Ok(0)
 }
 
-fn line(image: Summary) -> Line {
+fn line(image: &Summary) -> Line {
     Line {
-        repository: image.repository,
-        tag: image.tag,
+        repository: image.repository.clone(),
+        tag: image.tag.clone(),
         id: image.id.to_string(),
-        created: image.created,
+        created: image.created.clone(),
         bytes: image.bytes,
     }
 }

@@ -1,38 +1,39 @@
 //! `rvm inspect`.
 
-use anyhow::{Context as _, Result};
-use rvm_engine::Engine;
-use rvm_engine::inspect::Inspection;
+use anyhow::{Result, bail};
+use rvm_engine::{Engine, store};
+use serde_json::Value;
 
-use crate::args::{Inspect, InspectFormat};
+use super::image;
+use crate::args::{Inspect, Kind};
 use crate::output;
 
 pub(super) fn run(engine: &Engine, arguments: &Inspect) -> Result<u8> {
-    let mut inspections = Vec::new();
-    let code = super::each(&arguments.containers, |wanted| {
-        let inspection = engine.inspect(wanted)?;
-        for missing in inspection.machine.iter().flat_map(|machine| &machine.missing) {
-            output::complaint(&format!("{wanted}: not known: {missing}"));
-        }
-        inspections.push(inspection);
+    let mut documents = Vec::new();
+    let code = super::each(&arguments.names, |wanted| {
+        documents.push(document(engine, wanted, arguments.kind)?);
         Ok(())
     })?;
-    match &arguments.format {
-        None => output::lines([indented(&inspections)?])?,
-        Some(InspectFormat::Json) => output::json_lines(&inspections)?,
-        Some(InspectFormat::Template(template)) => {
-            let fill = |inspection| anyhow::Ok(template.fill(&serde_json::to_value(inspection)?)?);
-            output::lines(inspections.iter().map(fill).collect::<Result<Vec<_>>>()?)?;
-        }
-    }
+    output::documents(arguments.format.as_ref(), &documents)?;
     Ok(code)
 }
 
-/// One list with all documents, as Docker shows it: four spaces for each level.
-fn indented(documents: &[Inspection]) -> Result<String> {
-    let mut text = Vec::new();
-    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
-    serde::Serialize::serialize(documents, &mut serializer).context("cannot write JSON")?;
-    String::from_utf8(text).context("cannot write JSON")
+/// A container, or an image where there is no such container.
+fn document(engine: &Engine, wanted: &str, kind: Option<Kind>) -> Result<Value> {
+    if kind == Some(Kind::Image) {
+        return image::document(engine, wanted);
+    }
+    let inspection = match engine.inspect(wanted) {
+        Err(rvm_engine::Error::Store(store::Error::NotFound(_))) if kind.is_none() => {
+            let Some(document) = image::document_if_there(engine, wanted)? else {
+                bail!("there is no container and no image {wanted:?}");
+            };
+            return Ok(document);
+        }
+        inspection => inspection?,
+    };
+    for missing in inspection.machine.iter().flat_map(|machine| &machine.missing) {
+        output::complaint(&format!("{wanted}: not known: {missing}"));
+    }
+    Ok(serde_json::to_value(inspection)?)
 }

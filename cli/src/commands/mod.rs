@@ -2,7 +2,10 @@
 
 mod completion;
 mod doctor;
+mod history;
+mod image;
 mod images;
+mod import;
 mod inspect;
 mod load;
 mod logs;
@@ -11,7 +14,9 @@ mod pull;
 mod rm;
 mod rmi;
 mod run;
+mod save;
 mod supervise;
+mod system;
 
 use anyhow::Result;
 use rvm_engine::{Engine, Layout};
@@ -52,6 +57,12 @@ fn dispatch(places: Places, command: Command) -> Result<u8> {
         Command::Load(arguments) => load::run(&engine(places)?, arguments),
         Command::Images(arguments) => images::run(&engine(places)?, &arguments),
         Command::Rmi(arguments) => rmi::run(&engine(places)?, &arguments),
+        Command::Tag(arguments) => image::tag(&engine(places)?, &arguments),
+        Command::History(arguments) => history::run(&engine(places)?, &arguments),
+        Command::Save(arguments) => save::run(&engine(places)?, &arguments),
+        Command::Import(arguments) => import::run(&engine(places)?, arguments),
+        Command::Image(command) => image::run(&engine(places)?, command),
+        Command::System(command) => system::run(&engine(places)?, &command),
         Command::Doctor(arguments) => doctor::run(&engine(places)?, &arguments),
         Command::Supervise(arguments) => supervise::run(&engine(places)?, &arguments),
         Command::Completion(arguments) => completion::script(&arguments),

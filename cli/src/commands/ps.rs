@@ -66,7 +66,7 @@ fn id(record: &Record, no_trunc: bool) -> String {
     }
 }
 
-fn status(state: &State) -> String {
+pub(super) fn status(state: &State) -> String {
     match state {
         State::Created => "Created".to_owned(),
         State::Running { started_ms, .. } => format!("Up {}", output::since(*started_ms)),

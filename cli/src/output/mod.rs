@@ -11,9 +11,10 @@ use anyhow::{Context as _, Result};
 use comfy_table::{ContentArrangement, presets};
 use serde::Serialize;
 
+use crate::args::{InspectFormat, ListFormat};
 pub(crate) use progress::{LoadProgress, PullProgress};
 pub(crate) use template::Template;
-pub(crate) use time::{ago, ago_rfc3339, since};
+pub(crate) use time::{ago, ago_rfc3339, moment, now_rfc3339, since};
 pub(crate) use waterfall::waterfall;
 
 /// Prints an error with its causes on one line, and on the next what to do about it where that is known.
@@ -68,6 +69,44 @@ pub(crate) fn json_lines(documents: &[impl Serialize]) -> Result<()> {
         .map(serde_json::to_string)
         .collect::<Result<_, _>>()?;
     lines(texts)
+}
+
+/// Prints a listing as it was asked for; `table` and `rows` show the same.
+pub(crate) fn listing(
+    format: &ListFormat,
+    rows: &[impl Serialize],
+    table: impl FnOnce() -> Table,
+) -> Result<()> {
+    match format {
+        ListFormat::Table => table().print(),
+        ListFormat::Json => json_lines(rows),
+        ListFormat::Template(template) => lines(filled(template, rows)?),
+    }
+}
+
+/// Prints whole documents: one list of all where no format was asked for.
+pub(crate) fn documents(format: Option<&InspectFormat>, documents: &[impl Serialize]) -> Result<()> {
+    match format {
+        None => lines([indented(documents)?]),
+        Some(InspectFormat::Json) => json_lines(documents),
+        Some(InspectFormat::Template(template)) => lines(filled(template, documents)?),
+    }
+}
+
+fn filled(template: &Template, documents: &[impl Serialize]) -> Result<Vec<String>> {
+    let fill = |document| Ok(template.fill(&serde_json::to_value(document)?)?);
+    documents.iter().map(fill).collect()
+}
+
+/// One list with all documents, as Docker shows it: four spaces for each level.
+fn indented(documents: &[impl Serialize]) -> Result<String> {
+    let mut text = Vec::new();
+    let formatter = serde_json::ser::PrettyFormatter::with_indent(b"    ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, formatter);
+    documents
+        .serialize(&mut serializer)
+        .context("cannot write JSON")?;
+    String::from_utf8(text).context("cannot write JSON")
 }
 
 /// Prints bytes as they are. A reader that has seen enough is not an error.

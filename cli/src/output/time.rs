@@ -24,6 +24,29 @@ pub(crate) fn ago_rfc3339(text: &str) -> String {
     }
 }
 
+/// Milliseconds since the epoch of a moment, a date, or so long ago as a span says: `2026-01-31T12:00:00Z`, `2026-01-31`,
+/// `36h`, `1h30m`. A date alone is its beginning in UTC.
+pub(crate) fn moment(text: &str) -> Option<u64> {
+    let date = || {
+        text.parse::<jiff::civil::Date>()
+            .ok()?
+            .to_zoned(jiff::tz::TimeZone::UTC)
+            .ok()
+    };
+    let ago = || {
+        let span: jiff::SignedDuration = text.parse().ok()?;
+        jiff::Timestamp::now().checked_sub(span).ok()
+    };
+    let moment = text.parse::<jiff::Timestamp>().ok();
+    let moment = moment.or_else(|| Some(date()?.timestamp())).or_else(ago)?;
+    u64::try_from(moment.as_millisecond()).ok()
+}
+
+/// The present as documents of images have it.
+pub(crate) fn now_rfc3339() -> String {
+    jiff::Timestamp::now().to_string()
+}
+
 fn span(seconds: u64) -> String {
     match seconds {
         0 => "Less than a second".to_owned(),
@@ -61,6 +84,16 @@ mod tests {
         for (seconds, expected) in cases {
             assert_eq!(span(seconds), expected);
         }
+    }
+
+    #[test]
+    fn moments_are_dates_or_spans() {
+        assert_eq!(moment("1970-01-01T00:00:01.5Z"), Some(1500));
+        assert_eq!(moment("1970-01-02"), Some(86_400_000));
+        let hour_ago = now_ms() - 3_600_000;
+        let found = moment("1h").unwrap();
+        assert!(found.abs_diff(hour_ago) < 60_000, "{found} {hour_ago}");
+        assert_eq!(moment("yesterday"), None);
     }
 
     #[test]

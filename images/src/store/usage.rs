@@ -26,7 +26,9 @@ pub struct Usage {
     pub cached: usize,
     /// Number of those that a container uses.
     pub cached_used: usize,
-    /// Blobs that a pull has not finished.
+    /// Number of blobs that no pull has finished.
+    pub partial: usize,
+    /// Bytes of what there is of them.
     pub partial_bytes: u64,
 }
 
@@ -75,15 +77,12 @@ impl Store {
             .filter(|(id, _)| is_used(id))
             .flat_map(|(_, paths)| paths)
             .collect();
+        let partial = self.layout.partial_files()?;
         let mut usage = Usage {
             count: files.len(),
             used: files.keys().filter(|id| is_used(id)).count(),
-            partial_bytes: self
-                .layout
-                .partial_files()?
-                .iter()
-                .map(|path| allocated(path))
-                .sum(),
+            partial: partial.len(),
+            partial_bytes: partial.iter().map(|path| allocated(path)).sum(),
             ..Usage::default()
         };
         for path in self.layout.blob_files()? {

@@ -1,0 +1,245 @@
+//! What can be typed about images and about the store.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use rvm_images::{Change, Reference};
+
+use super::{Images, InspectFormat, Load, Pull, Rmi};
+use crate::output::Template;
+
+pub(super) const TAG_EXAMPLES: &str = "\
+Examples:
+  rvm tag debian:bookworm registry.example/base:1";
+
+pub(super) const HISTORY_EXAMPLES: &str = "\
+Examples:
+  rvm history debian
+  rvm history --no-trunc --format '{{.Size}} {{.CreatedBy}}' debian";
+
+pub(super) const SAVE_EXAMPLES: &str = "\
+Examples:
+  rvm save -o debian.tar debian:bookworm
+  rvm save debian busybox | zstd > both.tar.zst
+  rvm save --format oci-archive -o debian.oci.tar debian:bookworm";
+
+pub(super) const IMPORT_EXAMPLES: &str = "\
+Examples:
+  rvm import root.tar.gz base:1
+  rvm export web | rvm import -c 'CMD [\"/bin/sh\"]' - web:flat";
+
+const IMAGE_INSPECT_EXAMPLES: &str = "\
+Examples:
+  rvm image inspect debian
+  rvm image inspect --format '{{.Architecture}} {{json .Config.Env}}' debian";
+
+const PRUNE_EXAMPLES: &str = "\
+Examples:
+  rvm image prune                          those without a name
+  rvm image prune -af --filter until=24h   all that no container uses and that are older than a day";
+
+const DF_EXAMPLES: &str = "\
+Examples:
+  rvm system df
+  rvm system df --format '{{.Type}} {{.Reclaimable}}'";
+
+const CHECK_EXAMPLES: &str = "\
+Examples:
+  rvm system check            read everything, change nothing
+  rvm system check --repair   and put right what can be";
+
+/// Format of a listing: a table, JSON Lines, or a text for each line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ListFormat {
+    /// Aligned columns.
+    Table,
+    /// One JSON object per line.
+    Json,
+    /// Text with fields in it.
+    Template(Template),
+}
+
+impl FromStr for ListFormat {
+    type Err = <Template as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "table" => Ok(Self::Table),
+            "json" => Ok(Self::Json),
+            template => Ok(Self::Template(template.parse()?)),
+        }
+    }
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Tag {
+    /// Name or ID
+    pub(crate) source: String,
+    /// The new name
+    pub(crate) target: Reference,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct History {
+    /// Show IDs only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Show whole IDs and commands
+    #[arg(long)]
+    pub(crate) no_trunc: bool,
+    /// Show sizes and dates as people read them
+    #[arg(short = 'H', long, default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    pub(crate) human: bool,
+    /// `table`, `json`, or text with the fields ID, CreatedAt, CreatedSince, CreatedBy, Size and Comment
+    #[arg(long, default_value = "table")]
+    pub(crate) format: ListFormat,
+    /// Name or ID
+    pub(crate) image: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Save {
+    /// File to write to [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Form of the archive
+    #[arg(long, value_enum, default_value_t = SaveFormat::DockerArchive)]
+    pub(crate) format: SaveFormat,
+    /// Names or IDs
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SaveFormat {
+    /// As `docker save` writes it, with plain layers
+    DockerArchive,
+    /// An OCI image layout, with layers as they came
+    OciArchive,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Import {
+    /// Change the image's configuration, as a Dockerfile would: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, ONBUILD,
+    /// STOPSIGNAL, USER, VOLUME, WORKDIR
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<Change>,
+    /// What the image's history says [default: "Imported from FILE"]
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// Tar of a root file system, plain or compressed with gzip or zstd; - for standard input
+    pub(crate) file: PathBuf,
+    /// Name of the image
+    pub(crate) reference: Option<Reference>,
+}
+
+/// Images
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// List images
+    #[command(visible_alias = "list", after_help = "Examples:\n  rvm image ls")]
+    Ls(Images),
+    /// Remove images
+    #[command(
+        visible_alias = "remove",
+        after_help = "Examples:\n  rvm image rm debian:bookworm"
+    )]
+    Rm(Rmi),
+    /// Show everything about images
+    #[command(after_help = IMAGE_INSPECT_EXAMPLES)]
+    Inspect(ImageInspect),
+    /// Show how an image was made
+    #[command(after_help = HISTORY_EXAMPLES)]
+    History(History),
+    /// Give an image another name
+    #[command(after_help = TAG_EXAMPLES)]
+    Tag(Tag),
+    /// Fetch an image from a registry
+    #[command(after_help = super::PULL_EXAMPLES)]
+    Pull(Pull),
+    /// Load images from an archive or an OCI layout directory
+    #[command(after_help = "Examples:\n  rvm image load -i debian.tar")]
+    Load(Load),
+    /// Write images to an archive
+    #[command(after_help = SAVE_EXAMPLES)]
+    Save(Save),
+    /// Make an image of a root file system
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(Import),
+    /// Remove images that nothing uses
+    #[command(after_help = PRUNE_EXAMPLES)]
+    Prune(ImagePrune),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImageInspect {
+    /// `json` for one object per line, or text with fields such as {{.Os}} and {{json .Config}} in it
+    /// [default: one list]
+    #[arg(short, long)]
+    pub(crate) format: Option<InspectFormat>,
+    /// Names or IDs
+    #[arg(required = true, value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImagePrune {
+    /// Remove images with names too
+    #[arg(short, long)]
+    pub(crate) all: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Only images that were made before a date (until=2026-01-31), a moment (until=2026-01-31T12:00:00Z) or so long
+    /// ago (until=36h)
+    #[arg(long, value_name = "until=TIME")]
+    pub(crate) filter: Vec<Until>,
+}
+
+/// A filter: what was made before a moment, in milliseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Until(pub(crate) u64);
+
+impl FromStr for Until {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let time = text
+            .strip_prefix("until=")
+            .ok_or_else(|| format!("{text:?} is no filter here: it is written until=TIME"))?;
+        let moment = crate::output::moment(time).ok_or_else(|| {
+            format!("{time:?} is no time: it is a date, a moment as 2026-01-31T12:00:00Z, or a span as 36h")
+        })?;
+        Ok(Self(moment))
+    }
+}
+
+/// The installation as a whole
+#[derive(Debug, Subcommand)]
+pub(crate) enum System {
+    /// Show what images and containers take on the disk
+    #[command(after_help = DF_EXAMPLES)]
+    Df(Df),
+    /// Verify every blob and every layer of the image store
+    #[command(after_help = CHECK_EXAMPLES)]
+    Check(Check),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Df {
+    /// Show each image and each container
+    #[arg(short, long, conflicts_with = "format")]
+    pub(crate) verbose: bool,
+    /// `table`, `json`, or text with the fields Type, TotalCount, Active, Size and Reclaimable
+    #[arg(long, default_value = "table")]
+    pub(crate) format: ListFormat,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Check {
+    /// Make layers again that are damaged or missing, and remove what has to be fetched again
+    #[arg(long)]
+    pub(crate) repair: bool,
+}

@@ -1,0 +1,145 @@
+//! `rvm image`, and the verbs on images that are short.
+
+use std::io::{self, Write as _};
+
+use anyhow::Result;
+use rvm_engine::Engine;
+use rvm_images::{Details, Removed};
+use serde_json::{Map, Value, json};
+
+use super::{history, images, import, load, pull, rmi, save};
+use crate::args::{Image, ImageInspect, ImagePrune, Tag};
+use crate::output;
+
+pub(super) fn run(engine: &Engine, command: Image) -> Result<u8> {
+    match command {
+        Image::Ls(arguments) => images::run(engine, &arguments),
+        Image::Rm(arguments) => rmi::run(engine, &arguments),
+        Image::Inspect(arguments) => inspect(engine, &arguments),
+        Image::History(arguments) => history::run(engine, &arguments),
+        Image::Tag(arguments) => tag(engine, &arguments),
+        Image::Pull(arguments) => pull::run(engine, arguments),
+        Image::Load(arguments) => load::run(engine, arguments),
+        Image::Save(arguments) => save::run(engine, &arguments),
+        Image::Import(arguments) => import::run(engine, arguments),
+        Image::Prune(arguments) => prune(engine, &arguments),
+    }
+}
+
+pub(super) fn tag(engine: &Engine, arguments: &Tag) -> Result<u8> {
+    let tagged = engine.images()?.tag(&arguments.source, &arguments.target);
+    tagged.map_err(rvm_engine::Error::from)?;
+    Ok(0)
+}
+
+fn inspect(engine: &Engine, arguments: &ImageInspect) -> Result<u8> {
+    let mut documents = Vec::new();
+    let code = super::each(&arguments.images, |wanted| {
+        documents.push(document(engine, wanted)?);
+        Ok(())
+    })?;
+    output::documents(arguments.format.as_ref(), &documents)?;
+    Ok(code)
+}
+
+/// An image under Docker's field names.
+pub(super) fn document(engine: &Engine, wanted: &str) -> Result<Value> {
+    let details = engine.images()?.details(wanted);
+    Ok(describe(&details.map_err(rvm_engine::Error::from)?))
+}
+
+/// The same; nothing where there is no such image.
+pub(super) fn document_if_there(engine: &Engine, wanted: &str) -> Result<Option<Value>> {
+    match engine.images()?.details(wanted) {
+        Ok(details) => Ok(Some(describe(&details))),
+        Err(rvm_images::Error::NotFound(_) | rvm_images::Error::Reference(_)) => Ok(None),
+        Err(error) => Err(rvm_engine::Error::from(error).into()),
+    }
+}
+
+fn describe(image: &Details) -> Value {
+    let field = |name: &str| image.document.get(name).cloned();
+    let layers: Vec<String> = image
+        .layers
+        .iter()
+        .map(|layer| layer.diff_id.to_string())
+        .collect();
+    let mut document = Map::new();
+    let mut add = |name: &str, value: Value| document.insert(name.to_owned(), value);
+    add("Id", json!(image.id.to_string()));
+    add("RepoTags", json!(image.names));
+    add("RepoDigests", json!(image.digests));
+    let comment = image.config.history().iter().flatten().next_back();
+    add(
+        "Comment",
+        json!(
+            comment
+                .and_then(|entry| entry.comment().clone())
+                .unwrap_or_default()
+        ),
+    );
+    add("Created", field("created").unwrap_or_default());
+    add("Author", field("author").unwrap_or_else(|| json!("")));
+    add("Config", field("config").unwrap_or_default());
+    add("Architecture", field("architecture").unwrap_or_default());
+    if let Some(variant) = field("variant") {
+        add("Variant", variant);
+    }
+    add("Os", field("os").unwrap_or_default());
+    add(
+        "Size",
+        json!(image.layers.iter().filter_map(|layer| layer.bytes).sum::<u64>()),
+    );
+    add("RootFS", json!({"Type": "layers", "Layers": layers}));
+    add("ManifestDigest", json!(image.manifest.to_string()));
+    document.into()
+}
+
+fn prune(engine: &Engine, arguments: &ImagePrune) -> Result<u8> {
+    let before = arguments.filter.iter().map(|until| until.0).min();
+    if !arguments.force && !is_confirmed(arguments.all)? {
+        return Ok(0);
+    }
+    let is_chosen = |created: Option<&str>| match before {
+        None => true,
+        // What does not say when it was made is not known to be older.
+        Some(before) => created
+            .and_then(output::moment)
+            .is_some_and(|created| created < before),
+    };
+    let removed = engine.prune_images(arguments.all, &is_chosen)?;
+    report(&removed)?;
+    Ok(0)
+}
+
+fn is_confirmed(all: bool) -> Result<bool> {
+    let what = if all {
+        "all images without at least one container associated to them"
+    } else {
+        "all dangling images"
+    };
+    let question = format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
+    output::bytes(question.as_bytes())?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if !answer.ends_with('\n') {
+        // There was no answer, and so no end of the line either.
+        let _ = writeln!(io::stdout());
+    }
+    Ok(matches!(answer.trim(), "y" | "Y"))
+}
+
+fn report(removed: &Removed) -> Result<()> {
+    let mut lines = Vec::new();
+    if !removed.deleted.is_empty() {
+        lines.push("Deleted Images:".to_owned());
+        lines.extend(removed.untagged.iter().map(|name| format!("untagged: {name}")));
+        lines.extend(removed.deleted.iter().map(|id| format!("deleted: {id}")));
+        lines.push(String::new());
+    }
+    lines.push(format!(
+        "Total reclaimed space: {}",
+        output::size(removed.freed_bytes)
+    ));
+    output::lines(lines)
+}
