@@ -12,7 +12,8 @@ use rvm_images::Platform;
 
 use crate::output::Template;
 pub(crate) use images::{
-    Check, Df, History, Image, ImageInspect, ImagePrune, Import, ListFormat, Save, SaveFormat, System, Tag,
+    Check, Commit, Df, Export, History, Image, ImageInspect, ImagePrune, Import, ListFormat, Save,
+    SaveFormat, System, Tag,
 };
 
 const RUN_EXAMPLES: &str = "\
@@ -123,6 +124,12 @@ pub(crate) enum Command {
     /// Make an image of a root file system
     #[command(after_help = images::IMPORT_EXAMPLES)]
     Import(Import),
+    /// Write a container's files to a tar
+    #[command(after_help = images::EXPORT_EXAMPLES)]
+    Export(Export),
+    /// Make an image of what a container has changed
+    #[command(after_help = images::COMMIT_EXAMPLES)]
+    Commit(Commit),
     /// Everything about images
     #[command(subcommand, after_help = "Examples:\n  rvm image ls\n  rvm image prune")]
     Image(Image),

@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use rvm_images::{Digest, Image, Removed, Store as ImageStore};
 
 use crate::control::{self, Connection, Event};
+use crate::files::FilesError;
 use crate::inspect::{self, Inspection};
 use crate::record::{ImageReference, Isolation, Layer, Machine, Record, State, VERSION, now_ms};
 use crate::store::{self, Owned, Store};
@@ -131,6 +132,9 @@ pub enum Error {
     /// The container's supervisor cannot be ended.
     #[error("container {0} does not end: its supervisor does not answer and cannot be killed")]
     Stuck(String),
+    /// A container's files could not be read.
+    #[error(transparent)]
+    Files(#[from] FilesError),
     /// The root directory could not be locked.
     #[error("cannot lock the root directory")]
     Lock(#[source] io::Error),
@@ -150,6 +154,7 @@ impl Error {
                 "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1); `rvm doctor` shows what is missing"
                     .to_owned(),
             ),
+            Self::Files(error) => error.hint().map(str::to_owned),
             Self::NotRoot => Some("use sudo".to_owned()),
             Self::Disk(disk::Error::Run(_)) => Some("install the package e2fsprogs".to_owned()),
             Self::Running(name) => Some(format!("`rvm rm -f {name}` kills it first")),
@@ -477,6 +482,14 @@ impl Engine {
         let spec = self.store.read_spec(&record.id)?;
         let run_directory = self.store.run_directory(&record.id);
         Ok(inspect::inspect(&record, &spec, &run_directory))
+    }
+
+    /// Keeps a container that has ended as it is; `None` where it runs.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub(crate) fn own(&self, id: &str) -> Result<Option<Owned>, Error> {
+        Ok(self.store.own(id)?)
     }
 
     /// The directory of a container, for reading its log.

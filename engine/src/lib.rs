@@ -12,6 +12,7 @@ pub mod control;
 pub mod disk;
 pub mod doctor;
 mod engine;
+mod files;
 mod images;
 pub mod inspect;
 mod json;
@@ -31,6 +32,7 @@ pub mod timeline;
 mod tree;
 
 pub use engine::{Attachment, Created, Engine, Error, Request, RunEnd, close_stdin};
+pub use files::{Commit, Export, FilesError};
 pub use images::{ContainerUsage, DiskUsage};
 pub use json::Error as JsonError;
 pub use layout::{ASSETS_VARIABLE, Asset, Error as LayoutError, Layout};

@@ -10,6 +10,7 @@
 //! Every program that links this crate calls [`init_if_requested`] first thing in `main`: the child side of
 //! [`create`] is the same executable, started again inside the new namespaces.
 
+mod archive;
 mod capabilities;
 pub mod cgroup;
 mod command;
@@ -29,6 +30,7 @@ mod sync;
 mod sys;
 mod user;
 
+pub use archive::{Archive, Extent, archive};
 pub use environment::{Environment, Layer, Rootfs};
 pub use init::init_if_requested;
 pub use plan::Plan;

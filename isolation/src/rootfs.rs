@@ -52,6 +52,27 @@ pub(crate) enum Error {
 
 /// Mounts the layers and the overlay on them, and makes the overlay the working directory.
 pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
+    // Opened first: `staging` may hide them once it is mounted on.
+    let upper = open_directory(&rootfs.upper)?;
+    let work = open_directory(&rootfs.work)?;
+    mount_layers(rootfs)?;
+    if let Some(top) = rootfs.layers.len().checked_sub(1) {
+        copy_root_attributes(&rootfs.staging.join(top.to_string()), rootfs)?;
+    }
+    mount_overlay(rootfs, &overlay_options(rootfs.layers.len(), &upper, &work))
+}
+
+/// The same for who only reads; a workload may be writing meanwhile.
+pub(crate) fn mount_read_only(rootfs: &Rootfs) -> Result<(), Error> {
+    let upper = open_directory(&rootfs.upper)?;
+    mount_layers(rootfs)?;
+    let (upper, lower) = (upper.as_raw_fd(), lower_directories(rootfs.layers.len()));
+    let options = format!("lowerdir=/proc/self/fd/{upper}:{lower},index=off,metacopy=off,redirect_dir=off");
+    mount_overlay(rootfs, &options)
+}
+
+/// Mounts each layer, and makes the directory that has them the working directory.
+fn mount_layers(rootfs: &Rootfs) -> Result<(), Error> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(|error| Error::Propagation(error.into()))?;
     let staging = &rootfs.staging;
@@ -59,9 +80,6 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
         path: staging.clone(),
         source,
     };
-    // Opened first: `staging` may hide them once it is mounted on.
-    let upper = open_directory(&rootfs.upper)?;
-    let work = open_directory(&rootfs.work)?;
     let tmpfs_flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
     rustix::mount::mount("staging", staging, "tmpfs", tmpfs_flags, c"mode=700")
         .map_err(|error| staged(error.into()))?;
@@ -77,12 +95,16 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
     for name in ["empty", "root"] {
         fs::create_dir(staging.join(name)).map_err(staged)?;
     }
-    if let Some(top) = rootfs.layers.len().checked_sub(1) {
-        copy_root_attributes(&staging.join(top.to_string()), rootfs)?;
-    }
     // Names relative to the working directory, because the options of 127 layers have to fit one page.
-    rustix::process::chdir(staging).map_err(|error| staged(error.into()))?;
-    let options = overlay_options(rootfs.layers.len(), &upper, &work);
+    rustix::process::chdir(staging).map_err(|error| staged(error.into()))
+}
+
+/// Mounts the overlay, and makes it the working directory.
+fn mount_overlay(rootfs: &Rootfs, options: &str) -> Result<(), Error> {
+    let staged = |source: io::Error| Error::Stage {
+        path: rootfs.staging.clone(),
+        source,
+    };
     let options = CString::new(options).map_err(|error| staged(error.into()))?;
     let overlay = rustix::mount::mount(
         "overlay",
@@ -160,19 +182,24 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
 /// commas and colons, which would need escapes, and are nothing the container should read in its list of mounts. The
 /// features that are switched off would make the upper directory mean something only together with these very layers.
 fn overlay_options(layers: usize, upper: &OwnedFd, work: &OwnedFd) -> String {
-    let lower = match layers {
+    let lower = lower_directories(layers);
+    let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
+    format!(
+        "lowerdir={lower},upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work},\
+         index=off,metacopy=off,redirect_dir=off"
+    )
+}
+
+/// The layers' directories, the highest first.
+fn lower_directories(layers: usize) -> String {
+    match layers {
         0 => "empty".into(),
         _ => (0..layers)
             .rev()
             .map(|index| index.to_string())
             .collect::<Vec<_>>()
             .join(":"),
-    };
-    let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
-    format!(
-        "lowerdir={lower},upperdir=/proc/self/fd/{upper},workdir=/proc/self/fd/{work},\
-         index=off,metacopy=off,redirect_dir=off"
-    )
+    }
 }
 
 /// How EROFS images in files are mounted: directly since Linux 6.12, if `CONFIG_EROFS_FS_BACKED_BY_FILE` is set, else

@@ -24,6 +24,18 @@ pub fn resolve_by_files_and_dns() {
     }
 }
 
+/// Gives the calling thread mounts, a root directory and a working directory of its own.
+pub(crate) fn leave_mounts() -> io::Result<()> {
+    // SAFETY: unshare(2) takes flags alone. These two change nothing that other threads see or that memory or descriptors
+    // depend on.
+    let result = unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Descriptor of the synchronisation socket in the child, after the three standard streams.
 pub(crate) const SYNC_FD: RawFd = 3;
 

@@ -29,6 +29,16 @@ Examples:
   rvm import root.tar.gz base:1
   rvm export web | rvm import -c 'CMD [\"/bin/sh\"]' - web:flat";
 
+pub(super) const EXPORT_EXAMPLES: &str = "\
+Examples:
+  rvm export -o web.tar web
+  rvm export web | tar t";
+
+pub(super) const COMMIT_EXAMPLES: &str = "\
+Examples:
+  rvm commit web web:changed
+  rvm commit -m 'with tools' -c 'CMD [\"/bin/sh\"]' web web:tools";
+
 const IMAGE_INSPECT_EXAMPLES: &str = "\
 Examples:
   rvm image inspect debian
@@ -131,6 +141,36 @@ pub(crate) struct Import {
     pub(crate) message: Option<String>,
     /// Tar of a root file system, plain or compressed with gzip or zstd; - for standard input
     pub(crate) file: PathBuf,
+    /// Name of the image
+    pub(crate) reference: Option<Reference>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Export {
+    /// File to write to [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Name or ID
+    pub(crate) container: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Commit {
+    /// Who made the image
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) author: Option<String>,
+    /// What the image's history says
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) message: Option<String>,
+    /// Change the image's configuration, as a Dockerfile would
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub(crate) change: Vec<Change>,
+    /// Pause the container meanwhile
+    #[arg(short, long, default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+          require_equals = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    pub(crate) pause: bool,
+    /// Name or ID
+    pub(crate) container: String,
     /// Name of the image
     pub(crate) reference: Option<Reference>,
 }

@@ -5,7 +5,8 @@ use std::io::{self, Write as _};
 use anyhow::Result;
 use rvm_engine::Engine;
 use rvm_images::{Details, Removed};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{history, images, import, load, pull, rmi, save};
 use crate::args::{Image, ImageInspect, ImagePrune, Tag};
@@ -43,13 +44,42 @@ fn inspect(engine: &Engine, arguments: &ImageInspect) -> Result<u8> {
 }
 
 /// An image under Docker's field names.
-pub(super) fn document(engine: &Engine, wanted: &str) -> Result<Value> {
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ImageDocument {
+    id: String,
+    repo_tags: Vec<String>,
+    repo_digests: Vec<String>,
+    comment: String,
+    created: Value,
+    author: Value,
+    config: Value,
+    architecture: Value,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    variant: Value,
+    os: Value,
+    size: u64,
+    #[serde(rename = "RootFS")]
+    root_fs: RootFs,
+    /// Digest of the manifest in the store.
+    manifest_digest: String,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct RootFs {
+    r#type: &'static str,
+    layers: Vec<String>,
+}
+
+/// One image.
+pub(super) fn document(engine: &Engine, wanted: &str) -> Result<ImageDocument> {
     let details = engine.images()?.details(wanted);
     Ok(describe(&details.map_err(rvm_engine::Error::from)?))
 }
 
 /// The same; nothing where there is no such image.
-pub(super) fn document_if_there(engine: &Engine, wanted: &str) -> Result<Option<Value>> {
+pub(super) fn document_if_there(engine: &Engine, wanted: &str) -> Result<Option<ImageDocument>> {
     match engine.images()?.details(wanted) {
         Ok(details) => Ok(Some(describe(&details))),
         Err(rvm_images::Error::NotFound(_) | rvm_images::Error::Reference(_)) => Ok(None),
@@ -57,42 +87,30 @@ pub(super) fn document_if_there(engine: &Engine, wanted: &str) -> Result<Option<
     }
 }
 
-fn describe(image: &Details) -> Value {
-    let field = |name: &str| image.document.get(name).cloned();
-    let layers: Vec<String> = image
-        .layers
-        .iter()
-        .map(|layer| layer.diff_id.to_string())
-        .collect();
-    let mut document = Map::new();
-    let mut add = |name: &str, value: Value| document.insert(name.to_owned(), value);
-    add("Id", json!(image.id.to_string()));
-    add("RepoTags", json!(image.names));
-    add("RepoDigests", json!(image.digests));
-    let comment = image.config.history().iter().flatten().next_back();
-    add(
-        "Comment",
-        json!(
-            comment
-                .and_then(|entry| entry.comment().clone())
-                .unwrap_or_default()
-        ),
-    );
-    add("Created", field("created").unwrap_or_default());
-    add("Author", field("author").unwrap_or_else(|| json!("")));
-    add("Config", field("config").unwrap_or_default());
-    add("Architecture", field("architecture").unwrap_or_default());
-    if let Some(variant) = field("variant") {
-        add("Variant", variant);
+fn describe(image: &Details) -> ImageDocument {
+    let field = |name: &str| image.document.get(name).cloned().unwrap_or_default();
+    let newest = image.config.history().iter().flatten().next_back();
+    let layers = image.layers.iter();
+    ImageDocument {
+        id: image.id.to_string(),
+        repo_tags: image.names.clone(),
+        repo_digests: image.digests.clone(),
+        comment: newest
+            .and_then(|entry| entry.comment().clone())
+            .unwrap_or_default(),
+        created: field("created"),
+        author: Value::String(image.config.author().clone().unwrap_or_default()),
+        config: field("config"),
+        architecture: field("architecture"),
+        variant: field("variant"),
+        os: field("os"),
+        size: layers.clone().filter_map(|layer| layer.bytes).sum(),
+        root_fs: RootFs {
+            r#type: "layers",
+            layers: layers.map(|layer| layer.diff_id.to_string()).collect(),
+        },
+        manifest_digest: image.manifest.to_string(),
     }
-    add("Os", field("os").unwrap_or_default());
-    add(
-        "Size",
-        json!(image.layers.iter().filter_map(|layer| layer.bytes).sum::<u64>()),
-    );
-    add("RootFS", json!({"Type": "layers", "Layers": layers}));
-    add("ManifestDigest", json!(image.manifest.to_string()));
-    document.into()
 }
 
 fn prune(engine: &Engine, arguments: &ImagePrune) -> Result<u8> {

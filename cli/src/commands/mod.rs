@@ -1,7 +1,9 @@
 //! One file per verb.
 
+mod commit;
 mod completion;
 mod doctor;
+mod export;
 mod history;
 mod image;
 mod images;
@@ -61,6 +63,8 @@ fn dispatch(places: Places, command: Command) -> Result<u8> {
         Command::History(arguments) => history::run(&engine(places)?, &arguments),
         Command::Save(arguments) => save::run(&engine(places)?, &arguments),
         Command::Import(arguments) => import::run(&engine(places)?, arguments),
+        Command::Export(arguments) => export::run(&engine(places)?, &arguments),
+        Command::Commit(arguments) => commit::run(&engine(places)?, arguments),
         Command::Image(command) => image::run(&engine(places)?, command),
         Command::System(command) => system::run(&engine(places)?, &command),
         Command::Doctor(arguments) => doctor::run(&engine(places)?, &arguments),
