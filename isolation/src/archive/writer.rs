@@ -219,7 +219,7 @@ mod tests {
             mode: 0o4755,
             uid: 5_000_000,
             mtime: (7, 5),
-            xattrs: vec![(b"user.a".to_vec(), b"x\ny".to_vec())],
+            xattrs: vec![(b"user.a".to_vec(), b"x=y".to_vec())],
             ..Meta::default()
         };
         writer.entry(EntryType::Regular, (&long, b""), &meta, 3).unwrap();
@@ -242,7 +242,7 @@ mod tests {
             .unwrap()
             .map(|extension| extension.unwrap().value_bytes().to_vec())
             .collect();
-        assert!(records.contains(&b"x\ny".to_vec()) && records.contains(&b"7.000000005".to_vec()));
+        assert!(records.contains(&b"x=y".to_vec()) && records.contains(&b"7.000000005".to_vec()));
         assert_eq!(entries.next().unwrap().unwrap().size(), 512 + 2);
     }
 }
