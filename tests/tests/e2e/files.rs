@@ -100,7 +100,7 @@ both_modes! {
             rvm.call(["rmi", LAYERS])?.ok();
             load(rvm, &archive)?;
             assert_eq!(rvm.call(["images", "--no-trunc"])?.ok().text(), listing, "{format}");
-            let seen = rvm.run([LAYERS, "cat", "/merged/upper", "/kept/new"])?.ok();
+            let seen = rvm.run([LAYERS, "sh", "-c", "cat /merged/upper /kept/new"])?.ok();
             assert_eq!(seen.text(), "upper\nnew", "{format}");
         }
         rvm.call(["rmi", LAYERS])?.ok();
@@ -254,7 +254,10 @@ fn a_layer_that_is_missing_is_made_again() -> Result<()> {
                 fs::remove_file(path)?;
             }
         }
-        assert_eq!(rvm.run([LAYERS, "cat", "/merged/upper"])?.ok().text(), "upper");
+        assert_eq!(
+            rvm.run([LAYERS, "sh", "-c", "cat /merged/upper"])?.ok().text(),
+            "upper"
+        );
         let report = rvm.call(["system", "check", "--repair"])?.ok().text();
         assert!(report.contains("all are sound"), "{report}");
         rvm.call(["rmi", LAYERS])?.ok();
