@@ -1,6 +1,7 @@
 //! What can be typed. Nothing but types, their help and their defaults.
 
 mod images;
+mod registries;
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -10,6 +11,7 @@ use rvm_engine::record;
 use rvm_engine::spec::Cpus;
 use rvm_images::Platform;
 
+pub(crate) use self::registries::{Login, Logout, Push};
 use crate::output::Template;
 pub(crate) use images::{
     Check, Commit, Df, Export, History, Image, ImageInspect, ImagePrune, Import, ListFormat, Save,
@@ -29,7 +31,7 @@ Examples:
   rvm pull -q registry.example:5000/team/app@sha256:…    prints the image ID
   rvm pull --tls-verify=false 10.0.0.1:5000/app          from a registry without a valid certificate, or without TLS
 
-Credentials are those in ~/.docker/config.json. Mirrors and insecure registries can be named in /etc/rvm/config.toml.";
+Credentials are those of `rvm login`, or of `docker login`. Mirrors and insecure registries can be named in /etc/rvm/config.toml.";
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:
@@ -99,6 +101,15 @@ pub(crate) enum Command {
     /// Fetch an image from a registry
     #[command(after_help = PULL_EXAMPLES)]
     Pull(Pull),
+    /// Send an image to a registry
+    #[command(after_help = registries::PUSH_EXAMPLES)]
+    Push(Push),
+    /// Keep the password for a registry, once that has accepted it
+    #[command(after_help = registries::LOGIN_EXAMPLES)]
+    Login(Login),
+    /// Forget the password for a registry
+    #[command(after_help = "Examples:\n  rvm logout\n  rvm logout registry.example:5000")]
+    Logout(Logout),
     /// Load images from an archive or an OCI layout directory
     #[command(
         after_help = "Examples:\n  rvm load -i debian.tar\n  skopeo copy docker://debian docker-archive:/dev/stdout | rvm load"

@@ -135,6 +135,9 @@ pub enum Error {
     /// A container's files could not be read.
     #[error(transparent)]
     Files(#[from] FilesError),
+    /// Somebody could not be logged in or out.
+    #[error(transparent)]
+    Login(#[from] rvm_images::LoginError),
     /// The root directory could not be locked.
     #[error("cannot lock the root directory")]
     Lock(#[source] io::Error),
@@ -148,7 +151,9 @@ impl Error {
             Self::Image(rvm_images::Error::NotFound(_)) => {
                 Some("`rvm images` lists what is there; `rvm pull IMAGE` fetches one".to_owned())
             }
-            Self::Image(rvm_images::Error::Pull { source, .. }) => source.hint().map(str::to_owned),
+            Self::Image(rvm_images::Error::Pull { source, .. }) => source.hint(),
+            Self::Image(rvm_images::Error::Push { source, .. }) => source.hint(),
+            Self::Login(error) => error.hint(),
             Self::Kvm(error) => Some(error.hint().to_owned()),
             Self::Cgroup(cgroup::Error::NotMounted | cgroup::Error::ControllersMissing(_)) => Some(
                 "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1); `rvm doctor` shows what is missing"

@@ -31,9 +31,9 @@ pub use digest::{Digest, DigestError};
 pub use image::{Image, LayerFile, RootDirectory};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
-pub use registry::Registries;
+pub use registry::{Kept, LoginError, Registries, RegistryName, RegistryNameError, log_in, log_out};
 pub use store::{
     ArchiveKind, Checked, Details, Error, Fault, FetchStep, ImageUsage, LayerSize, LoadError, Loaded,
-    NewImage, Progress, PullError, PullRequest, Pulled, Removed, SaveError, Source, Space, Store, StoreError,
-    Summary, Usage,
+    NewImage, Progress, PullError, PullRequest, Pulled, PushError, PushRequest, Pushed, Removed, SaveError,
+    SendStep, Source, Space, Store, StoreError, Summary, Usage,
 };

@@ -11,7 +11,7 @@ use crate::{Digest, DigestError};
 
 pub(crate) const DEFAULT_DOMAIN: &str = "docker.io";
 /// Docker Hub's old name.
-const LEGACY_DOMAIN: &str = "index.docker.io";
+pub(crate) const LEGACY_DOMAIN: &str = "index.docker.io";
 const OFFICIAL_PREFIX: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
 /// Longest domain and path together.

@@ -6,6 +6,7 @@ mod import;
 mod load;
 mod prune;
 mod pull;
+mod push;
 mod remove;
 mod save;
 mod tag;
@@ -29,6 +30,7 @@ pub use check::{Checked, Fault};
 pub use details::{Details, LayerSize};
 pub use import::NewImage;
 pub use pull::{PullRequest, Pulled};
+pub use push::{PushRequest, Pushed, SendStep};
 pub use save::{ArchiveKind, SaveError};
 pub use usage::{ImageUsage, Space, Usage};
 
@@ -79,6 +81,15 @@ pub enum Progress {
         digest: Digest,
         /// What is happening.
         step: FetchStep,
+    },
+    /// A layer goes to a registry; layers run in parallel.
+    Send {
+        /// Position among the image's different layers, 0 is the lowest.
+        index: usize,
+        /// The digest of its blob.
+        digest: Digest,
+        /// What is happening.
+        step: SendStep,
     },
 }
 
@@ -188,6 +199,17 @@ pub enum Error {
         /// Why.
         source: PullError,
     },
+    /// The image cannot be pushed.
+    #[error("cannot push {image}")]
+    Push {
+        /// As people write it.
+        image: String,
+        /// Why.
+        source: PushError,
+    },
+    /// A registry is told a tag.
+    #[error("cannot push {0}: a push needs a tag, the digest comes of itself")]
+    PushDigest(String),
     /// The image was made for another kind of machine.
     #[error("image {image:?} cannot run here")]
     Platform {
@@ -239,10 +261,23 @@ enum PullErrorKind {
     Config(#[source] document::Error),
 }
 
+/// Why a push failed; its message and its sources say what the registry did.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct PushError(Box<registry::Error>);
+
+impl PushError {
+    /// What a person can do about it, where that is not obvious.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        self.0.push_hint()
+    }
+}
+
 impl PullError {
     /// What a person can do about it, where that is not obvious.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
         match &*self.0 {
             PullErrorKind::Registry(error) => error.hint(),
             PullErrorKind::Convert(_) | PullErrorKind::Config(_) => None,

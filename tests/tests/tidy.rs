@@ -32,7 +32,10 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
 const MAY_BE_UNSAFE: [(&str, &[&str]); 3] = [
     ("agent", &["sys.rs"]),
     ("isolation", &["sys.rs"]),
-    ("vmm", &["sys.rs", "sys/owned_slice.rs", "sys/uring.rs", "memory.rs"]),
+    (
+        "vmm",
+        &["sys.rs", "sys/owned_slice.rs", "sys/uring.rs", "memory.rs"],
+    ),
 ];
 
 /// Lines of a source file, tests included.
@@ -57,7 +60,7 @@ fn files() -> Result<BTreeMap<PathBuf, Vec<u8>>> {
                 .any(|end| path.ends_with(end));
             if metadata.is_dir() && is_source {
                 pending.push(path);
-            } else if metadata.is_file() {
+            } else if metadata.is_file() && is_source {
                 let content = fs::read(in_tree(&path)).with_context(|| path.display().to_string())?;
                 files.insert(path, content);
             }

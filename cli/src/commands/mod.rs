@@ -10,9 +10,11 @@ mod images;
 mod import;
 mod inspect;
 mod load;
+mod login;
 mod logs;
 mod ps;
 mod pull;
+mod push;
 mod rm;
 mod rmi;
 mod run;
@@ -56,6 +58,9 @@ fn dispatch(places: Places, command: Command) -> Result<u8> {
         Command::Logs(arguments) => logs::run(&engine(places)?, &arguments),
         Command::Inspect(arguments) => inspect::run(&engine(places)?, &arguments),
         Command::Pull(arguments) => pull::run(&engine(places)?, arguments),
+        Command::Push(arguments) => push::run(&engine(places)?, &arguments),
+        Command::Login(arguments) => login::log_in(arguments),
+        Command::Logout(arguments) => login::log_out(&arguments),
         Command::Load(arguments) => load::run(&engine(places)?, arguments),
         Command::Images(arguments) => images::run(&engine(places)?, &arguments),
         Command::Rmi(arguments) => rmi::run(&engine(places)?, &arguments),

@@ -7,7 +7,7 @@ use rvm_engine::{Engine, Pull as Request};
 use rvm_images::{Pulled, Reference};
 
 use crate::args::{ProgressMode, Pull};
-use crate::output::{self, PullProgress};
+use crate::output::{self, TransferProgress};
 
 pub(super) fn run(engine: &Engine, arguments: Pull) -> Result<u8> {
     let mode = if arguments.quiet {
@@ -46,7 +46,7 @@ pub(super) fn for_run(engine: &Engine, image: &str) -> Result<()> {
 }
 
 fn fetch(engine: &Engine, request: &Request, mode: ProgressMode) -> Result<(Reference, Pulled)> {
-    let mut progress = PullProgress::new(mode);
+    let mut progress = TransferProgress::new(mode);
     if mode != ProgressMode::None {
         output::note(&format!("Pulling {}", request.image));
     }

@@ -12,7 +12,7 @@ use comfy_table::{ContentArrangement, presets};
 use serde::Serialize;
 
 use crate::args::{InspectFormat, ListFormat};
-pub(crate) use progress::{LoadProgress, PullProgress};
+pub(crate) use progress::{LoadProgress, TransferProgress};
 pub(crate) use template::Template;
 pub(crate) use time::{ago, ago_rfc3339, moment, now_rfc3339, since};
 pub(crate) use waterfall::waterfall;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use rvm_images::{FetchStep, Progress};
+use rvm_images::{FetchStep, Progress, SendStep};
 
 use crate::args::ProgressMode;
 
@@ -60,7 +60,7 @@ impl LoadProgress {
                 }
             }
             // A load asks no registry.
-            Progress::WaitingForPull | Progress::Fetch { .. } => {}
+            Progress::WaitingForPull | Progress::Fetch { .. } | Progress::Send { .. } => {}
         }
     }
 
@@ -71,15 +71,15 @@ impl LoadProgress {
     }
 }
 
-/// Shows a pull: on a terminal a bar for each layer and one for all, else a line for each step.
-pub(crate) struct PullProgress {
+/// Shows a pull or a push: on a terminal a bar for each layer and one for all, else a line for each step.
+pub(crate) struct TransferProgress {
     mode: ProgressMode,
     bars: MultiProgress,
     layers: HashMap<usize, Layer>,
     total: Option<ProgressBar>,
 }
 
-/// A layer of a pull.
+/// A layer on its way.
 struct Layer {
     bar: ProgressBar,
     done: u64,
@@ -88,7 +88,7 @@ struct Layer {
     said: &'static str,
 }
 
-impl PullProgress {
+impl TransferProgress {
     pub(crate) fn new(mode: ProgressMode) -> Self {
         let mode = match mode {
             ProgressMode::Auto if !super::is_watched() => ProgressMode::Plain,
@@ -110,7 +110,8 @@ impl PullProgress {
         let (index, digest, step) = match event {
             Progress::Fetch {
                 index, digest, step, ..
-            } => (index, digest, step),
+            } => (index, digest, fetching(step)),
+            Progress::Send { index, digest, step } => (index, digest, sending(step)),
             Progress::WaitingForPull if self.mode != ProgressMode::None => {
                 super::note("Waiting for another pull of this image");
                 return;
@@ -165,31 +166,71 @@ impl Layer {
         }
     }
 
-    /// Docker's word for a step.
-    fn update(&mut self, step: FetchStep) -> &'static str {
-        let words = match step {
-            FetchStep::Reading { done, total } => {
+    fn update(&mut self, step: Step) -> &'static str {
+        match step {
+            Step::Moving { words, done, total } => {
                 if self.total == 0 {
                     self.bar.set_style(style(LAYER));
                     self.bar.set_length(total);
                 }
                 (self.done, self.total) = (done, total);
                 self.bar.set_position(done);
-                return "Pulling fs layer";
+                words
             }
-            FetchStep::Exists => "Already exists",
-            FetchStep::Waiting => "Waiting",
-            FetchStep::Retrying => return "Retrying",
-            FetchStep::Done => "Pull complete",
-        };
-        self.done = self.total;
-        self.bar.set_style(style(WORDS));
-        if matches!(step, FetchStep::Waiting) {
-            self.bar.set_message(words);
-        } else {
-            self.bar.finish_with_message(words);
+            Step::Retrying => "Retrying",
+            Step::Waiting => {
+                self.bar.set_style(style(WORDS));
+                self.bar.set_message("Waiting");
+                "Waiting"
+            }
+            Step::Ended(words) => {
+                self.done = self.total;
+                self.bar.set_style(style(WORDS));
+                self.bar.finish_with_message(words);
+                words
+            }
         }
-        words
+    }
+}
+
+/// What happens to a layer, in either direction, in Docker's words.
+#[derive(Clone, Copy)]
+enum Step {
+    Waiting,
+    Moving {
+        words: &'static str,
+        done: u64,
+        total: u64,
+    },
+    Retrying,
+    Ended(&'static str),
+}
+
+fn fetching(step: FetchStep) -> Step {
+    match step {
+        FetchStep::Exists => Step::Ended("Already exists"),
+        FetchStep::Waiting => Step::Waiting,
+        FetchStep::Reading { done, total } => Step::Moving {
+            words: "Pulling fs layer",
+            done,
+            total,
+        },
+        FetchStep::Retrying => Step::Retrying,
+        FetchStep::Done => Step::Ended("Pull complete"),
+    }
+}
+
+fn sending(step: SendStep) -> Step {
+    match step {
+        SendStep::Exists => Step::Ended("Layer already exists"),
+        SendStep::Mounted => Step::Ended("Mounted from another repository"),
+        SendStep::Sending { done, total } => Step::Moving {
+            words: "Pushing",
+            done,
+            total,
+        },
+        SendStep::Retrying => Step::Retrying,
+        SendStep::Done => Step::Ended("Pushed"),
     }
 }
 

@@ -128,17 +128,27 @@ pub(super) fn question<'a>(
 ) -> Vec<(&'static str, &'a str)> {
     let mut fields = Vec::new();
     fields.extend(service.map(|service| ("service", service)));
-    fields.extend(scope.map(|scope| ("scope", scope)));
     match credentials {
         Some(Credentials::Token(token)) => {
+            fields.extend(scope.map(|scope| ("scope", scope)));
             fields.extend([
                 ("client_id", CLIENT_ID),
                 ("grant_type", "refresh_token"),
                 ("refresh_token", token.as_str()),
             ]);
         }
-        Some(Credentials::Password { user, .. }) => fields.push(("account", user)),
-        None => {}
+        // In a query each scope stands alone.
+        other => {
+            fields.extend(
+                scope
+                    .into_iter()
+                    .flat_map(|scope| scope.split(' '))
+                    .map(|scope| ("scope", scope)),
+            );
+            if let Some(Credentials::Password { user, .. }) = other {
+                fields.push(("account", user));
+            }
+        }
     }
     fields
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use ureq::Body;
 use ureq::http::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use ureq::http::uri::Scheme;
 use ureq::http::{HeaderName, Method, StatusCode, Uri};
@@ -19,7 +19,7 @@ use super::credentials::{self, Credentials};
 use super::endpoint::Endpoint;
 use super::error::{Error, is_transient, shown};
 use super::redirect::{self, authority};
-use super::transport::{Outgoing, Timing, Transport};
+use super::transport::{Content, Outgoing, Part, Patience, Timing, Transport};
 use crate::limits;
 
 /// Tries of a request in all.
@@ -35,31 +35,93 @@ pub(crate) struct Client {
     pub(super) timing: Timing,
     transport: Transport,
     accepted: Accepted,
-    credentials_file: Option<PathBuf>,
+    identity: Identity,
+}
+
+/// Who asks.
+pub(super) enum Identity {
+    /// Whoever Docker's configuration file says.
+    File(PathBuf),
+    /// Somebody whose credentials are in no file.
+    Given(Credentials),
+    Nobody,
+}
+
+/// Where a request goes.
+#[derive(Clone, Copy)]
+enum Target<'a> {
+    /// Below `/v2/`.
+    Path(&'a str),
+    /// Where the registry has said, which may be at another host.
+    Address(&'a Uri),
 }
 
 /// What is asked of a registry.
 pub(crate) struct Request<'a> {
     method: Method,
-    path: &'a str,
-    /// What a token has to be good for: `repository:NAME:pull`.
+    target: Target<'a>,
+    /// What a token has to be good for: `repository:NAME:pull`, or several of these with spaces between them.
     scope: &'a str,
     headers: Vec<(&'static str, &'a str)>,
-    body: &'a [u8],
-    is_long: bool,
+    content: Content<'a>,
+    patience: Patience,
 }
 
 impl<'a> Request<'a> {
     /// A request for what is at `path` below `/v2/`.
     pub(crate) fn get(path: &'a str, scope: &'a str) -> Self {
+        Self::new(Method::GET, Target::Path(path), scope)
+    }
+
+    /// The question whether something is at `path` below `/v2/`.
+    pub(super) fn head(path: &'a str, scope: &'a str) -> Self {
+        Self::new(Method::HEAD, Target::Path(path), scope)
+    }
+
+    /// Something new below `path`.
+    pub(super) fn post(path: &'a str, scope: &'a str) -> Self {
+        Self::new(Method::POST, Target::Path(path), scope)
+    }
+
+    /// What is to be at `path`.
+    pub(super) fn put(path: &'a str, scope: &'a str, media_type: &'a str, bytes: &'a [u8]) -> Self {
+        let mut request = Self::new(Method::PUT, Target::Path(path), scope);
+        request.headers.push((CONTENT_TYPE.as_str(), media_type));
+        request.content = Content::Bytes(bytes);
+        request
+    }
+
+    /// A request at an address that the registry gave.
+    pub(super) fn at(method: Method, address: &'a Uri, scope: &'a str) -> Self {
+        Self::new(method, Target::Address(address), scope)
+    }
+
+    fn new(method: Method, target: Target<'a>, scope: &'a str) -> Self {
         Self {
-            method: Method::GET,
-            path,
+            method,
+            target,
             scope,
             headers: Vec::new(),
-            body: &[],
-            is_long: false,
+            content: Content::Bytes(&[]),
+            patience: Patience::Document,
         }
+    }
+
+    /// With a part of a file; `range` says which, where it is not the beginning.
+    pub(super) fn part(mut self, part: Part<'a>, range: Option<&'a str>) -> Self {
+        self.headers
+            .push((CONTENT_TYPE.as_str(), "application/octet-stream"));
+        self.headers
+            .extend(range.map(|range| (CONTENT_RANGE.as_str(), range)));
+        self.content = Content::Part(part);
+        self.patience = Patience::Stream;
+        self
+    }
+
+    /// The answer may take as long as it takes to put a large blob together.
+    pub(super) fn patient(mut self) -> Self {
+        self.patience = Patience::Commit;
+        self
     }
 
     /// The media types that the answer may have.
@@ -76,7 +138,7 @@ impl<'a> Request<'a> {
 
     /// The answer may take any time, as long as it keeps coming.
     pub(crate) fn long(mut self) -> Self {
-        self.is_long = true;
+        self.patience = Patience::Stream;
         self
     }
 }
@@ -160,16 +222,17 @@ impl Response {
 impl Client {
     /// A client with this person's credentials.
     pub(crate) fn new(registries: Registries) -> Self {
-        Self::with(registries, Timing::default(), credentials::default_path())
+        let identity = credentials::default_path().map_or(Identity::Nobody, Identity::File);
+        Self::with(registries, Timing::default(), identity)
     }
 
-    pub(super) fn with(registries: Registries, timing: Timing, credentials_file: Option<PathBuf>) -> Self {
+    pub(super) fn with(registries: Registries, timing: Timing, identity: Identity) -> Self {
         Self {
             registries,
             timing,
             transport: Transport::new(timing),
             accepted: Accepted::default(),
-            credentials_file,
+            identity,
         }
     }
 
@@ -178,7 +241,7 @@ impl Client {
     pub(crate) fn send(&self, endpoint: &Endpoint, request: &Request<'_>) -> Result<Response, Error> {
         let mut attempt = 1;
         loop {
-            let (error, asked) = match self.authorized(endpoint, request) {
+            let (error, asked) = match self.send_once(endpoint, request) {
                 Ok(response) if is_transient(response.status().as_u16()) => {
                     let asked = response.retry_after();
                     (response.failure(endpoint.authority()), asked)
@@ -209,10 +272,18 @@ impl Client {
             .saturating_mul(1 << attempt.saturating_sub(1).min(6))
     }
 
-    /// Answers a challenge, once: a registry that then still asks is told no more.
-    fn authorized(&self, endpoint: &Endpoint, request: &Request<'_>) -> Result<Response, Error> {
+    /// Answers a challenge, once: a registry that then still asks is told no more. For a request that, unlike what
+    /// [`Client::send`] sends, may not be repeated as it is.
+    pub(super) fn send_once(&self, endpoint: &Endpoint, request: &Request<'_>) -> Result<Response, Error> {
         let scheme = self.scheme(endpoint)?;
-        let url = endpoint.url(&scheme, request.path)?;
+        let url = match request.target {
+            Target::Path(path) => endpoint.url(&scheme, path)?,
+            Target::Address(address) if !redirect::same_origin(address, &endpoint.url(&scheme, "")?) => {
+                // Whoever that is: the credentials are not for it.
+                return self.follow(address, request, None);
+            }
+            Target::Address(address) => address.clone(),
+        };
         let known = self.accepted.get(endpoint.authority(), request.scope);
         let response = self.follow(&url, request, known.as_deref())?;
         if response.status() != StatusCode::UNAUTHORIZED {
@@ -261,8 +332,10 @@ impl Client {
     }
 
     fn credentials(&self, endpoint: &Endpoint) -> Result<Option<Credentials>, Error> {
-        let Some(path) = &self.credentials_file else {
-            return Ok(None);
+        let path = match &self.identity {
+            Identity::File(path) => path,
+            Identity::Given(credentials) => return Ok(Some(credentials.clone())),
+            Identity::Nobody => return Ok(None),
         };
         credentials::find(path, endpoint.credentials_key())
             .map_err(|source| Error::Credentials(path.display().to_string(), source))
@@ -303,7 +376,7 @@ impl Client {
                 request
                     .headers
                     .push((CONTENT_TYPE.as_str(), "application/x-www-form-urlencoded"));
-                request.body = form.as_bytes();
+                request.content = Content::Bytes(form.as_bytes());
             }
             Some(Credentials::Password { user, password }) => header = Some(auth::basic(user, password)),
             None => {}
@@ -324,7 +397,8 @@ impl Client {
         }
     }
 
-    /// Sends a request and follows where it is led. A request with a body is not led elsewhere.
+    /// Sends a request and follows where it is led. One that changes something is only led by what says that it stays the
+    /// same request.
     fn follow(
         &self,
         url: &Uri,
@@ -342,12 +416,13 @@ impl Client {
                 method: &request.method,
                 url: &url,
                 headers,
-                body: request.body,
-                is_long: request.is_long,
+                content: request.content,
+                patience: request.patience,
             };
             let inner = self.transport.exchange(&outgoing, &self.registries)?;
             let response = Response { inner, url };
-            if !redirect::is_redirect(response.status()) || request.method != Method::GET {
+            let reads = matches!(request.method, Method::GET | Method::HEAD);
+            if !redirect::leads(response.status(), reads) {
                 return Ok(response);
             }
             let Some(location) = response.header(&LOCATION) else {

@@ -1,26 +1,19 @@
 //! Who this person is at a registry: `~/.docker/config.json` and the helpers that it names.
 //!
-//! The order is Docker's: a helper for this registry, the entry in `auths`, the store for all registries. A helper is a
-//! program `docker-credential-NAME` that gets the registry on standard input and answers in JSON.
+//! The order is Docker's: a helper for this registry, the entry in `auths`, the store for all registries.
 
 use std::collections::HashMap;
 use std::env;
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
+use super::helper;
 use crate::layout::{self, read_capped};
 use crate::limits;
-
-/// The user name of an answer that is a refresh token and no password.
-const TOKEN_USER: &str = "<token>";
-
-/// What helpers say where they know nothing of a registry; they share no better sign.
-const NOTHING: &str = "credentials not found";
 
 /// Why what is there cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +32,12 @@ pub(crate) enum Error {
     Failed { program: String, message: String },
     #[error("{program} gave no usable answer")]
     Answer { program: String },
+    #[error("{program} has not answered within {seconds} seconds")]
+    Silent { program: String, seconds: u64 },
+    #[error("\"auths\" is no table in it")]
+    Auths,
+    #[error("it cannot be written")]
+    Write(#[source] io::Error),
 }
 
 /// What proves who one is.
@@ -79,13 +78,6 @@ struct Entry {
     identitytoken: String,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
-    username: String,
-    secret: String,
-}
-
 /// Docker's configuration file of this user.
 pub(crate) fn default_path() -> Option<PathBuf> {
     let directory = env::var_os("DOCKER_CONFIG").map(PathBuf::from);
@@ -93,15 +85,22 @@ pub(crate) fn default_path() -> Option<PathBuf> {
     Some(directory.join("config.json"))
 }
 
+/// The file's content, if it is there.
+pub(super) fn read(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match read_capped(path, limits::CREDENTIALS_BYTES) {
+        Err(layout::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        bytes => Ok(Some(bytes?)),
+    }
+}
+
 /// The credentials for a registry, if there are any.
 pub(crate) fn find(path: &Path, registry: &str) -> Result<Option<Credentials>, Error> {
-    let bytes = match read_capped(path, limits::CREDENTIALS_BYTES) {
-        Err(layout::Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
-        bytes => bytes?,
+    let Some(bytes) = read(path)? else {
+        return Ok(None);
     };
     let configuration: Configuration = serde_json::from_slice(&bytes)?;
     if let Some(helper) = lookup(&configuration.cred_helpers, registry) {
-        return ask_helper(helper, registry);
+        return helper::get(helper, registry);
     }
     if let Some(found) = lookup(&configuration.auths, registry) {
         let found = found.credentials(registry)?;
@@ -110,23 +109,25 @@ pub(crate) fn find(path: &Path, registry: &str) -> Result<Option<Credentials>, E
         }
     }
     match configuration.creds_store.filter(|store| !store.is_empty()) {
-        Some(store) => ask_helper(&store, registry),
+        Some(store) => helper::get(&store, registry),
         None => Ok(None),
     }
 }
 
 /// By the exact key, or by the host within a key that older programs wrote as an address.
 fn lookup<'a, T>(table: &'a HashMap<String, T>, registry: &str) -> Option<&'a T> {
-    let host = |key: &str| {
-        let rest = key.split_once("://").map_or(key, |(_, rest)| rest);
-        rest.split('/').next().unwrap_or_default().to_owned()
-    };
     table.get(registry).or_else(|| {
         table
             .iter()
-            .find(|(key, _)| host(key) == host(registry))
+            .find(|(key, _)| host_of(key) == host_of(registry))
             .map(|(_, value)| value)
     })
+}
+
+/// `HOST[:PORT]` of a key, which may be an address.
+pub(super) fn host_of(key: &str) -> &str {
+    let rest = key.split_once("://").map_or(key, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default()
 }
 
 impl Entry {
@@ -150,51 +151,6 @@ impl Entry {
             password: password.to_owned(),
         }))
     }
-}
-
-fn ask_helper(name: &str, registry: &str) -> Result<Option<Credentials>, Error> {
-    if name.contains('/') {
-        return Err(Error::HelperName(name.to_owned()));
-    }
-    let program = format!("docker-credential-{name}");
-    let run = |source| Error::Run {
-        program: program.clone(),
-        source,
-    };
-    let mut child = Command::new(&program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(run)?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A helper that does not read says so by how it ends.
-        let _ = stdin.write_all(registry.as_bytes());
-    }
-    let mut answer = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout
-            .take(limits::CREDENTIALS_BYTES)
-            .read_to_end(&mut answer)
-            .map_err(run)?;
-    }
-    let status = child.wait().map_err(run)?;
-    if !status.success() {
-        let message = String::from_utf8_lossy(&answer).trim().to_owned();
-        if message.contains(NOTHING) {
-            return Ok(None);
-        }
-        return Err(Error::Failed { program, message });
-    }
-    let answer: HelperAnswer = serde_json::from_slice(&answer).map_err(|_| Error::Answer { program })?;
-    Ok(match answer.username.as_str() {
-        "" => None,
-        TOKEN_USER => Some(Credentials::Token(answer.secret)),
-        _ => Some(Credentials::Password {
-            user: answer.username,
-            password: answer.secret,
-        }),
-    })
 }
 
 #[cfg(test)]
@@ -237,18 +193,6 @@ mod tests {
         std::fs::write(bad.path(), r#"{"auths":{"r":{"auth":"!"}}}"#).unwrap();
         assert!(matches!(find(bad.path(), "r"), Err(Error::Entry(_))));
         assert_eq!(find(Path::new("/does/not/exist"), "r").unwrap(), None);
-    }
-
-    #[test]
-    fn a_helper_has_a_name_and_no_path() {
-        assert!(matches!(
-            ask_helper("../../tmp/evil", "r"),
-            Err(Error::HelperName(_))
-        ));
-        assert!(matches!(
-            ask_helper("is-not-installed-here", "r"),
-            Err(Error::Run { .. })
-        ));
     }
 
     #[test]

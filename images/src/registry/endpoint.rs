@@ -10,7 +10,7 @@ use super::error::Error;
 use crate::reference::{DEFAULT_DOMAIN, Reference};
 
 /// Docker Hub's registry is not where its references say.
-const DOCKER_HUB: &str = "registry-1.docker.io";
+pub(super) const DOCKER_HUB: &str = "registry-1.docker.io";
 
 /// The key under which Docker keeps the credentials of its Hub.
 const DOCKER_HUB_CREDENTIALS: &str = "https://index.docker.io/v1/";

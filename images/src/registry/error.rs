@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ureq::http::Uri;
 
+use super::endpoint::DOCKER_HUB;
 use crate::{Digest, document, limits};
 
 /// Why a request, or what it answered, is of no use. Addresses are without their query, which may be a secret.
@@ -73,6 +74,10 @@ pub(crate) enum Error {
     NoImage { url: String, what: String },
     #[error("the image is not there for {wanted}, only for {offered}")]
     Platform { wanted: String, offered: String },
+    #[error("{0} answered without saying where to send the blob to")]
+    NoLocation(String),
+    #[error("{url} says that it has {actual} bytes of {expected} that were sent")]
+    Offset { url: String, expected: u64, actual: u64 },
     #[error("the indexes of the image are nested too deeply")]
     Nesting,
     #[error("stopped, because another layer failed")]
@@ -107,24 +112,52 @@ impl Error {
     }
 
     /// What a person can do about it, where that is not obvious.
-    pub(crate) fn hint(&self) -> Option<&'static str> {
+    pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::Connect { cause, .. }
                 if matches!(tls(cause), Some(rustls::Error::InvalidCertificate(_))) =>
             {
                 Some(
-                    "put the authority's certificate into /etc/docker/certs.d/HOST:PORT/ca.crt, or use --tls-verify=false",
+                    "put the authority's certificate into /etc/docker/certs.d/HOST:PORT/ca.crt, or use --tls-verify=false"
+                        .to_owned(),
                 )
             }
             Self::Connect { cause, .. } if tls(cause).is_some() => Some(
-                "a registry without TLS has to be named in the configuration file, or use --tls-verify=false",
+                "a registry without TLS has to be named in the configuration file, or use --tls-verify=false".to_owned(),
             ),
-            Self::Denied { .. } => Some(
-                "if the image is there, it needs credentials in ~/.docker/config.json, as `docker login` writes them",
+            Self::Denied { registry, .. } => Some(format!(
+                "if the image is there, it needs credentials: {}",
+                login(registry)
+            )),
+            Self::Rejected { registry, .. } => {
+                Some(format!("the credentials are old or wrong: {}", login(registry)))
+            }
+            Self::Status { status: 413, .. } => Some(
+                "the registry, or a proxy before it, limits how large an upload may be: the limit has to be raised there"
+                    .to_owned(),
             ),
-            Self::Rejected { .. } => Some("~/.docker/config.json has old or wrong credentials"),
             _ => None,
         }
+    }
+
+    /// The same, for somebody who pushes.
+    pub(crate) fn push_hint(&self) -> Option<String> {
+        match self {
+            Self::Denied { registry, .. } => Some(format!(
+                "only who may write to the repository can push: {}",
+                login(registry)
+            )),
+            other => other.hint(),
+        }
+    }
+}
+
+/// The command that asks for credentials.
+fn login(authority: &str) -> String {
+    if authority == DOCKER_HUB {
+        "rvm login".to_owned()
+    } else {
+        format!("rvm login {authority}")
     }
 }
 

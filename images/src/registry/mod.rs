@@ -10,6 +10,8 @@
 //! | [`credentials`] | `~/.docker/config.json` and its helpers |
 //! | [`config`] | mirrors and insecure registries, as the configuration file has them |
 //! | [`manifest`], [`blob`] | what is fetched |
+//! | [`upload`] | what is sent |
+//! | [`login`], [`helper`] | credentials that are kept, and the programs that keep them |
 //!
 //! The HTTP library is ureq with rustls and ring: it is blocking, as everything here is (a pull has a handful of
 //! connections, each with a thread that also decompresses), has no runtime, links statically without a C library's TLS, and
@@ -25,16 +27,21 @@ mod config;
 mod credentials;
 mod endpoint;
 mod error;
+mod helper;
+mod login;
 mod manifest;
 mod redirect;
 mod transport;
+mod upload;
 
 pub(crate) use blob::{RemoteBlob, was_stopped};
 pub(crate) use client::Client;
 pub use config::Registries;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use error::Error;
+pub use login::{Kept, LoginError, RegistryName, RegistryNameError, log_in, log_out};
 pub(crate) use manifest::{Resolved, config, resolve};
+pub(crate) use upload::{LocalBlob, Target};
 
 #[cfg(test)]
 pub(crate) mod server;

@@ -9,9 +9,10 @@ use ureq::http::{StatusCode, Uri};
 use super::config::Registries;
 use super::error::{Error, shown};
 
-/// Whether an answer points elsewhere. 304 and 300 do not.
-pub(super) fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
+/// Whether an answer leads a request elsewhere that only `reads`, or that does not. 304 and 300 lead nowhere, and 301 to
+/// 303 would make another request of one that sends something.
+pub(super) fn leads(status: StatusCode, reads: bool) -> bool {
+    matches!(status.as_u16(), 307 | 308) || (reads && matches!(status.as_u16(), 301..=303))
 }
 
 /// Where `location` leads from `base`.

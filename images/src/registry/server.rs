@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::client::Client;
+use super::client::{Client, Identity};
 use super::config::Registries;
 use super::transport::Timing;
 use crate::{Digest, layer};
@@ -18,6 +18,7 @@ pub(crate) const TIMING: Timing = Timing {
     connect: Duration::from_secs(10),
     read: Duration::from_millis(500),
     document: Duration::from_secs(5),
+    commit: Duration::from_secs(5),
     back_off: Duration::from_millis(1),
     longest_wait: Duration::from_secs(1),
 };
@@ -145,7 +146,7 @@ impl Drop for Server {
 
 /// A client without credentials.
 pub(crate) fn client() -> Client {
-    Client::with(Registries::default(), TIMING, None)
+    Client::with(Registries::default(), TIMING, Identity::Nobody)
 }
 
 /// Writes a whole answer.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::blob::RemoteBlob;
-use super::client::{Client, Request, TRIES};
+use super::client::{Client, Identity, Request, TRIES};
 use super::config::Registries;
 use super::endpoint::Endpoint;
 use super::error::Error;
@@ -299,7 +299,10 @@ fn with_entry(server: &Server, entry: &serde_json::Value) -> (Client, tempfile::
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
     std::fs::write(&path, json!({"auths": {server.authority(): entry}}).to_string()).unwrap();
-    (Client::with(Registries::default(), TIMING, Some(path)), directory)
+    (
+        Client::with(Registries::default(), TIMING, Identity::File(path)),
+        directory,
+    )
 }
 
 /// A registry whose tokens a server at the same address gives out.

@@ -1,14 +1,17 @@
 //! HTTP and TLS: one agent for each host, with the certificates, the proxy and the time limits that apply to it.
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use ureq::http::header::{CONTENT_LENGTH, EXPECT};
 use ureq::http::{Method, Request, Response, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, AsSendBody, Body, Proxy, SendBody};
 
 use super::config::{Registries, is_loopback};
 use super::error::{Error, shown};
@@ -28,6 +31,8 @@ pub(crate) struct Timing {
     pub(crate) read: Duration,
     /// For the whole answer where it is small.
     pub(crate) document: Duration,
+    /// For the answer of a registry that puts a large blob together and reads it again.
+    pub(crate) commit: Duration,
     /// Before the second try; each further one waits twice as long.
     pub(crate) back_off: Duration,
     /// What a server may ask to wait at most; a person who needs longer is told so.
@@ -40,6 +45,7 @@ impl Default for Timing {
             connect: Duration::from_secs(15),
             read: Duration::from_secs(30),
             document: Duration::from_secs(60),
+            commit: Duration::from_secs(15 * 60),
             back_off: Duration::from_millis(500),
             longest_wait: Duration::from_secs(60),
         }
@@ -58,10 +64,66 @@ pub(super) struct Outgoing<'a> {
     pub(super) method: &'a Method,
     pub(super) url: &'a Uri,
     pub(super) headers: Vec<(&'static str, &'a str)>,
-    /// Of methods that have one.
-    pub(super) body: &'a [u8],
-    /// Whether the answer may take as long as it keeps coming.
-    pub(super) is_long: bool,
+    /// Of methods that have some.
+    pub(super) content: Content<'a>,
+    pub(super) patience: Patience,
+}
+
+/// What a request brings.
+#[derive(Clone, Copy)]
+pub(super) enum Content<'a> {
+    Bytes(&'a [u8]),
+    Part(Part<'a>),
+}
+
+/// A part of a file, which is read as it is sent, and again if it has to be sent again.
+#[derive(Clone, Copy)]
+pub(super) struct Part<'a> {
+    pub(super) file: &'a File,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
+    /// Is told how far the file has been read, and whether to go on.
+    pub(super) go_on: &'a dyn Fn(u64) -> bool,
+}
+
+/// How long an exchange may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Something small, there and back.
+    Document,
+    /// As long as something keeps going, there or back.
+    Stream,
+    /// As [`Timing::commit`].
+    Commit,
+}
+
+/// Reads a [`Part`].
+struct PartReader<'a> {
+    part: Part<'a>,
+    sent: u64,
+}
+
+impl Read for PartReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let position = self.part.offset.saturating_add(self.sent);
+        if !(self.part.go_on)(position) {
+            return Err(io::Error::other("another layer failed"));
+        }
+        let left = usize::try_from(self.part.bytes.saturating_sub(self.sent)).unwrap_or(usize::MAX);
+        let wanted = left.min(buffer.len());
+        let count = self
+            .part
+            .file
+            .read_at(buffer.get_mut(..wanted).unwrap_or_default(), position)?;
+        if count == 0 && wanted > 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file is too short",
+            ));
+        }
+        self.sent = self.sent.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
+        Ok(count)
+    }
 }
 
 impl Transport {
@@ -81,24 +143,58 @@ impl Transport {
     ) -> Result<Response<Body>, Error> {
         let url = outgoing.url;
         let agent = self.agent(url, registries)?;
-        let limit = (!outgoing.is_long).then_some(self.timing.document);
         let mut request = Request::builder().method(outgoing.method).uri(url);
         for (name, value) in &outgoing.headers {
             request = request.header(*name, *value);
         }
-        let result = if matches!(*outgoing.method, Method::GET | Method::HEAD | Method::DELETE) {
-            let request = request.body(()).map_err(ureq::Error::from);
-            request
-                .and_then(|request| agent.run(agent.configure_request(request).timeout_global(limit).build()))
-        } else {
-            let request = request.body(outgoing.body).map_err(ureq::Error::from);
-            request
-                .and_then(|request| agent.run(agent.configure_request(request).timeout_global(limit).build()))
+        let result = match &outgoing.content {
+            _ if matches!(*outgoing.method, Method::GET | Method::HEAD | Method::DELETE) => {
+                self.run(&agent, request.body(()), outgoing.patience)
+            }
+            Content::Bytes(bytes) => self.run(&agent, request.body(*bytes), outgoing.patience),
+            Content::Part(part) => {
+                let mut reader = PartReader { part: *part, sent: 0 };
+                // A registry that does not want it says so before it is sent, and not by breaking the connection.
+                let request = request
+                    .header(CONTENT_LENGTH, part.bytes)
+                    .header(EXPECT, "100-continue")
+                    .body(SendBody::from_reader(&mut reader));
+                self.run(&agent, request, outgoing.patience)
+            }
         };
         result.map_err(|cause| Error::Connect {
             url: shown(url),
             cause: Box::new(cause),
         })
+    }
+
+    fn run(
+        &self,
+        agent: &Agent,
+        request: Result<Request<impl AsSendBody>, ureq::http::Error>,
+        patience: Patience,
+    ) -> Result<Response<Body>, ureq::Error> {
+        let limit = match patience {
+            Patience::Document => Some(self.timing.document),
+            Patience::Stream => None,
+            Patience::Commit => Some(self.timing.commit),
+        };
+        let answer = if patience == Patience::Commit {
+            self.timing.commit
+        } else {
+            self.timing.document
+        };
+        let request = agent
+            .configure_request(request?)
+            .timeout_global(limit)
+            .timeout_recv_response(Some(answer))
+            .timeout_per_read(Some(if patience == Patience::Commit {
+                self.timing.commit
+            } else {
+                self.timing.read
+            }))
+            .build();
+        agent.run(request)
     }
 
     fn agent(&self, url: &Uri, registries: &Registries) -> Result<Agent, Error> {
