@@ -113,6 +113,13 @@ impl Registry {
         tool("skopeo", &arguments).map(drop)
     }
 
+    /// Whether a registry without protection has a blob, by its digest.
+    #[must_use]
+    pub fn has(&self, name: &str, digest: &str) -> bool {
+        self.ask("HEAD", &format!("/v2/{name}/blobs/{digest}"), "", "")
+            .is_ok()
+    }
+
     /// Asks a registry without protection over plain HTTP; the whole answer.
     ///
     /// # Errors
@@ -243,7 +250,7 @@ fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
-/// Passes connections on to a registry, and lets through only so many bytes of its answers.
+/// Passes connections on to a registry, and lets through only so many bytes of its answers, or of what is sent to it.
 #[derive(Debug)]
 pub struct Gate {
     port: u16,
@@ -267,6 +274,8 @@ struct State {
     changed: Condvar,
     passed: AtomicU64,
     closed: AtomicBool,
+    /// Whether it is what is sent that is counted, and not what is answered.
+    counts_requests: bool,
 }
 
 impl Gate {
@@ -275,9 +284,25 @@ impl Gate {
     /// # Errors
     /// If no port can be had.
     pub fn before(registry: &Registry, bytes: u64) -> Result<Self> {
+        Self::with(registry, bytes, State::default())
+    }
+
+    /// A gate before `registry` that stops after `bytes` have been sent to it.
+    ///
+    /// # Errors
+    /// If no port can be had.
+    pub fn before_uploads(registry: &Registry, bytes: u64) -> Result<Self> {
+        let state = State {
+            counts_requests: true,
+            ..State::default()
+        };
+        Self::with(registry, bytes, state)
+    }
+
+    fn with(registry: &Registry, bytes: u64, state: State) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let port = listener.local_addr()?.port();
-        let state = Arc::new(State::default());
+        let state = Arc::new(state);
         state.change(|allowed| allowed.left = bytes);
         let (shared, target) = (Arc::clone(&state), registry.port);
         let accepting = thread::spawn(move || {
@@ -318,7 +343,7 @@ impl Gate {
         });
     }
 
-    /// Bytes of answers that have passed.
+    /// Bytes of answers, or of requests, that have passed.
     #[must_use]
     pub fn passed(&self) -> u64 {
         self.state.passed.load(Ordering::SeqCst)
@@ -345,21 +370,29 @@ impl State {
     }
 
     fn connect(&self, client: &TcpStream, server: &TcpStream) {
+        let (counted, free) = if self.counts_requests {
+            ((client, server), (server, client))
+        } else {
+            ((server, client), (client, server))
+        };
         thread::scope(|scope| {
             scope.spawn(|| {
-                let _ = std::io::copy(&mut &*client, &mut &*server);
-                let _ = server.shutdown(Shutdown::Both);
+                let (mut from, mut to) = free;
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(Shutdown::Both);
             });
-            let _ = self.answer(server, client);
-            let _ = client.shutdown(Shutdown::Both);
+            let (from, to) = counted;
+            let _ = self.pass(from, to);
+            let _ = to.shutdown(Shutdown::Both);
+            let _ = from.shutdown(Shutdown::Both);
         });
     }
 
-    fn answer(&self, mut server: &TcpStream, mut client: &TcpStream) -> std::io::Result<()> {
+    fn pass(&self, mut from: &TcpStream, mut to: &TcpStream) -> std::io::Result<()> {
         let mut buffer = [0; 16 << 10];
         let cuts = self.lock().cuts;
         loop {
-            let count = server.read(&mut buffer)?;
+            let count = from.read(&mut buffer)?;
             if count == 0 {
                 return Ok(());
             }
@@ -372,7 +405,7 @@ impl State {
             }
             allowed.left = allowed.left.saturating_sub(bytes);
             drop(allowed);
-            client.write_all(&buffer[..count])?;
+            to.write_all(&buffer[..count])?;
             self.passed.fetch_add(bytes, Ordering::SeqCst);
         }
     }

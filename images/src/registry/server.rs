@@ -30,6 +30,7 @@ pub(crate) struct Received {
     /// With the query.
     pub(crate) path: String,
     headers: HashMap<String, String>,
+    /// Of a request that did not want to be asked for it.
     pub(crate) body: String,
 }
 
@@ -53,17 +54,31 @@ impl Received {
             };
             headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
         }
-        let length = headers
-            .get("content-length")
-            .and_then(|length| length.parse().ok());
-        let mut body = String::new();
-        reader.take(length.unwrap_or(0)).read_to_string(&mut body)?;
-        Ok(Self {
+        let mut received = Self {
             method,
             path,
             headers,
-            body,
-        })
+            body: String::new(),
+        };
+        if received.header("expect").is_none() {
+            let mut reader = reader.take(received.length());
+            reader.read_to_string(&mut received.body)?;
+        }
+        Ok(received)
+    }
+
+    /// Bytes that it says it brings.
+    pub(crate) fn length(&self) -> u64 {
+        let length = self.header("content-length");
+        length.and_then(|length| length.parse().ok()).unwrap_or(0)
+    }
+
+    /// Asks a request for what it brings, and reads up to `most` of it.
+    pub(crate) fn receive(&self, stream: &mut TcpStream, most: u64) -> io::Result<Vec<u8>> {
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        let mut bytes = Vec::new();
+        stream.take(self.length().min(most)).read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a client says to registries that are not what they should be.
 
+mod upload;
+
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;

@@ -199,7 +199,8 @@ impl<'a> Target<'a> {
 
     /// Checks that something was taken as what it is.
     fn accepted(&self, response: Response, digest: &Digest) -> Result<(), Error> {
-        if !matches!(response.status().as_u16(), 200 | 201 | 204) {
+        let is_page = response.media_type() == Some("text/html");
+        if is_page || !matches!(response.status().as_u16(), 200 | 201 | 204) {
             return Err(self.failure(response));
         }
         let claimed = response.header(&DOCKER_CONTENT_DIGEST).unwrap_or_default();

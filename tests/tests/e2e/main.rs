@@ -14,6 +14,7 @@ mod lifecycle;
 mod limits;
 mod machine;
 mod process;
+mod push;
 mod registry;
 mod rootfs;
 mod streams;

@@ -139,8 +139,7 @@ fn a_private_registry_wants_to_know_who_and_proves_itself() -> Result<()> {
     let name = format!("{}/app:1", registry.authority());
     let nobody = docker_configuration("{}")?;
     pull_as(&rvm, &nobody, &[&name])?.failed(1, &["certificate", "certs.d"]);
-    pull_as(&rvm, &nobody, &["--tls-verify=false", &name])?
-        .failed(1, &["does not give access", "config.json"]);
+    pull_as(&rvm, &nobody, &["--tls-verify=false", &name])?.failed(1, &["does not give access", "rvm login"]);
     let trusted = Trusted::new(&registry)?;
     pull_as(&rvm, &nobody, &[&name])?.failed(1, &["does not give access"]);
     let with = |user: &str, password: &str| {
