@@ -55,6 +55,7 @@ fn files() -> Result<BTreeMap<PathBuf, Vec<u8>>> {
         for entry in fs::read_dir(in_tree(&directory))? {
             let path = directory.join(entry?.file_name());
             let metadata = in_tree(&path).symlink_metadata()?;
+            // In a worktree .git is a file.
             let is_source = ![".git", "target", "fuzz/corpus"]
                 .iter()
                 .any(|end| path.ends_with(end));

@@ -243,3 +243,62 @@ pub(crate) fn blob(request: &Received, stream: &mut TcpStream, bytes: &[u8]) -> 
         None => reply(stream, "200 OK", &[], bytes),
     }
 }
+
+/// Of a registry that takes uploads.
+#[derive(Default)]
+pub(crate) struct Taken {
+    pub(crate) blobs: HashMap<String, Vec<u8>>,
+    pub(crate) sessions: Vec<Vec<u8>>,
+    /// Bytes that arrived, whether or not anything became of them.
+    pub(crate) bytes: u64,
+    /// By tag: media type and text.
+    pub(crate) manifests: HashMap<String, (String, String)>,
+}
+
+pub(crate) type Shared = Arc<Mutex<Taken>>;
+
+/// Answers as a registry should.
+pub(crate) fn take(taken: &Shared, request: &Received, stream: &mut TcpStream) -> io::Result<()> {
+    let mut state = taken.lock().unwrap();
+    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+    let last = path.rsplit('/').next().unwrap();
+    let session = last.parse::<usize>().unwrap_or(0);
+    let location = format!("Location: /sessions/{session}?state=x");
+    match request.method.as_str() {
+        "HEAD" if state.blobs.contains_key(last) => reply(stream, "200 OK", &[], b""),
+        "POST" => {
+            state.sessions.push(Vec::new());
+            let location = format!("Location: /sessions/{}?state=x", state.sessions.len() - 1);
+            reply(stream, "202 Accepted", &[&location], b"")
+        }
+        "PATCH" => {
+            let bytes = request.receive(stream, u64::MAX)?;
+            state.bytes += bytes.len() as u64;
+            state.sessions[session].extend(bytes);
+            let range = format!("Range: 0-{}", state.sessions[session].len().saturating_sub(1));
+            reply(stream, "202 Accepted", &[&location, &range], b"")
+        }
+        "GET" => {
+            let range = format!("Range: 0-{}", state.sessions[session].len().saturating_sub(1));
+            reply(stream, "204 No Content", &[&location, &range], b"")
+        }
+        "PUT" if path.contains("/manifests/") => {
+            let media_type = request.header("content-type").unwrap_or_default().to_owned();
+            state
+                .manifests
+                .insert(last.to_owned(), (media_type, request.body.clone()));
+            reply(stream, "201 Created", &[], b"")
+        }
+        "PUT" => {
+            let bytes = state.sessions[session].clone();
+            let digest = layer::digest(&bytes).to_string();
+            if query != format!("state=x&digest={digest}") {
+                let body = br#"{"errors":[{"code":"DIGEST_INVALID","message":"another digest"}]}"#;
+                return reply(stream, "400 Bad Request", &[], body);
+            }
+            state.blobs.insert(digest, bytes);
+            reply(stream, "201 Created", &[], b"")
+        }
+        _ => reply(stream, "404 Not Found", &[], b""),
+    }
+}

@@ -2,6 +2,7 @@
 
 mod pull;
 mod verbs;
+mod push;
 
 use std::fs;
 use std::io::{Cursor, Write};

@@ -1,62 +1,12 @@
 //! What is sent to registries that are not what they should be.
 
-use std::collections::HashMap;
 use std::sync::Mutex;
 
 use super::*;
 use crate::Digest;
+use crate::registry::server::{Shared, take};
 use crate::registry::upload::{LocalBlob, Target};
 use crate::store::SendStep;
-
-/// Of a registry that takes uploads.
-#[derive(Default)]
-struct Taken {
-    blobs: HashMap<String, Vec<u8>>,
-    sessions: Vec<Vec<u8>>,
-    /// Bytes that arrived, whether or not anything became of them.
-    bytes: u64,
-}
-
-type Shared = Arc<Mutex<Taken>>;
-
-/// Answers as a registry should.
-fn take(taken: &Shared, request: &Received, stream: &mut TcpStream) -> io::Result<()> {
-    let mut state = taken.lock().unwrap();
-    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
-    let last = path.rsplit('/').next().unwrap();
-    let session = last.parse::<usize>().unwrap_or(0);
-    let location = format!("Location: /sessions/{session}?state=x");
-    match request.method.as_str() {
-        "HEAD" if state.blobs.contains_key(last) => reply(stream, "200 OK", &[], b""),
-        "POST" => {
-            state.sessions.push(Vec::new());
-            let location = format!("Location: /sessions/{}?state=x", state.sessions.len() - 1);
-            reply(stream, "202 Accepted", &[&location], b"")
-        }
-        "PATCH" => {
-            let bytes = request.receive(stream, u64::MAX)?;
-            state.bytes += bytes.len() as u64;
-            state.sessions[session].extend(bytes);
-            let range = format!("Range: 0-{}", state.sessions[session].len().saturating_sub(1));
-            reply(stream, "202 Accepted", &[&location, &range], b"")
-        }
-        "GET" => {
-            let range = format!("Range: 0-{}", state.sessions[session].len().saturating_sub(1));
-            reply(stream, "204 No Content", &[&location, &range], b"")
-        }
-        "PUT" => {
-            let bytes = state.sessions[session].clone();
-            let digest = layer::digest(&bytes).to_string();
-            if query != format!("state=x&digest={digest}") {
-                let body = br#"{"errors":[{"code":"DIGEST_INVALID","message":"another digest"}]}"#;
-                return reply(stream, "400 Bad Request", &[], body);
-            }
-            state.blobs.insert(digest, bytes);
-            reply(stream, "201 Created", &[], b"")
-        }
-        _ => reply(stream, "404 Not Found", &[], b""),
-    }
-}
 
 /// A registry that does something else where `trouble` answers.
 fn registry(
