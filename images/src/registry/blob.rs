@@ -10,7 +10,7 @@ use ureq::BodyReader;
 use ureq::http::StatusCode;
 use ureq::http::header::{CONTENT_LENGTH, CONTENT_RANGE};
 
-use super::client::{Client, Request, TRIES};
+use super::client::{Client, Request, Response, TRIES};
 use super::endpoint::Endpoint;
 use super::error::Error;
 use super::manifest::pull_scope;
@@ -23,27 +23,34 @@ const PROGRESS_BYTES: u64 = 1 << 20;
 const SLOWEST_TIME: Duration = Duration::from_secs(60);
 const SLOWEST_BYTES: u64 = 60 << 10;
 
+/// A repository at a registry or a mirror.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) repository: String,
+}
+
+/// Where the blobs of an image are.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    /// Where its manifest was.
+    pub(crate) first: Place,
+    /// The registry itself, if that was a mirror: it may lack a blob of an image that it has.
+    pub(crate) then: Option<Place>,
+}
+
 /// A blob of a repository.
 pub(crate) struct RemoteBlob {
     client: Arc<Client>,
-    endpoint: Arc<Endpoint>,
-    path: String,
-    scope: String,
+    places: Places,
     blob: BlobId,
 }
 
 impl RemoteBlob {
-    pub(crate) fn new(
-        client: &Arc<Client>,
-        endpoint: &Arc<Endpoint>,
-        repository: &str,
-        blob: BlobId,
-    ) -> Self {
+    pub(crate) fn new(client: &Arc<Client>, places: &Places, blob: BlobId) -> Self {
         Self {
             client: Arc::clone(client),
-            endpoint: Arc::clone(endpoint),
-            path: format!("{repository}/blobs/{}", blob.digest),
-            scope: pull_scope(repository),
+            places: places.clone(),
             blob,
         }
     }
@@ -58,6 +65,8 @@ impl RemoteBlob {
     ) -> impl Read + 'a {
         Reader {
             remote: self,
+            place: &self.places.first,
+            then: self.places.then.as_ref(),
             position: offset,
             body: None,
             failures: 0,
@@ -72,6 +81,8 @@ impl RemoteBlob {
 
 struct Reader<'a> {
     remote: &'a RemoteBlob,
+    place: &'a Place,
+    then: Option<&'a Place>,
     /// Bytes of the blob that have been given out.
     position: u64,
     body: Option<BodyReader<'static>>,
@@ -124,12 +135,15 @@ impl Reader<'_> {
                 Some(body) => body,
                 None => match self.open() {
                     Ok(body) => body,
-                    // Its own tries are behind it.
-                    Err(error) if matches!(error, Error::Broken { .. }) => {
-                        self.after_failure(error)?;
+                    Err(error) => {
+                        if matches!(error, Error::Broken { .. }) {
+                            self.after_failure(error)?;
+                        } else {
+                            // Its own tries are behind it.
+                            self.after_end(error)?;
+                        }
                         continue;
                     }
-                    Err(error) => return Err(error),
                 },
             };
             let wanted = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
@@ -140,7 +154,7 @@ impl Reader<'_> {
                     return Ok(count);
                 }
                 Err(source) => {
-                    let url = self.remote.path.clone();
+                    let url = self.path();
                     self.after_failure(Error::Broken { url, source })?;
                 }
             }
@@ -172,7 +186,7 @@ impl Reader<'_> {
         self.failures += 1;
         self.good_until = self.position.saturating_add(PROGRESS_BYTES);
         if self.failures >= TRIES {
-            return Err(error);
+            return self.after_end(error);
         }
         thread::sleep(self.remote.client.back_off(self.failures));
         self.window = (Instant::now(), self.position);
@@ -180,21 +194,36 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Goes on at the next place, if there is one.
+    fn after_end(&mut self, error: Error) -> Result<(), Error> {
+        self.place = self.then.take().ok_or(error)?;
+        self.failures = 0;
+        self.window = (Instant::now(), self.position);
+        (self.retrying)();
+        Ok(())
+    }
+
+    fn path(&self) -> String {
+        format!("{}/blobs/{}", self.place.repository, self.remote.blob.digest)
+    }
+
+    /// Asks for the blob, or for a part of it.
+    fn ask(&self, range: Option<&str>) -> Result<(Response, &str), Error> {
+        let Place { endpoint, repository } = self.place;
+        let (path, scope) = (self.path(), pull_scope(repository));
+        let mut request = Request::get(&path, &scope).long();
+        if let Some(range) = range {
+            request = request.range(range);
+        }
+        let response = self.remote.client.send(endpoint, &request)?;
+        Ok((response, endpoint.authority()))
+    }
+
     /// Connects, so that the next byte is that at the position.
     fn open(&self) -> Result<BodyReader<'static>, Error> {
-        let RemoteBlob {
-            client,
-            endpoint,
-            path,
-            scope,
-            blob,
-        } = self.remote;
+        let blob = self.remote.blob;
         let range = format!("bytes={}-", self.position);
-        let mut request = Request::get(path, scope).long();
-        if self.position > 0 {
-            request = request.range(&range);
-        }
-        let response = client.send(endpoint, &request)?;
+        let (response, authority) = self.ask((self.position > 0).then_some(range.as_str()))?;
         let url = response.shown();
         if response.media_type() == Some("text/html") && response.status().is_success() {
             return Err(Error::Html(url));
@@ -218,7 +247,7 @@ impl Reader<'_> {
             StatusCode::RANGE_NOT_SATISFIABLE if self.position > 0 => {
                 return self.begin_anew();
             }
-            _ => return Err(response.failure(endpoint.authority())),
+            _ => return Err(response.failure(authority)),
         };
         if let Some(length) = length
             && skipped.saturating_add(length) != blob.bytes
@@ -238,16 +267,9 @@ impl Reader<'_> {
     }
 
     fn begin_anew(&self) -> Result<BodyReader<'static>, Error> {
-        let RemoteBlob {
-            client,
-            endpoint,
-            path,
-            scope,
-            ..
-        } = self.remote;
-        let response = client.send(endpoint, &Request::get(path, scope).long())?;
+        let (response, authority) = self.ask(None)?;
         if response.status() != StatusCode::OK {
-            return Err(response.failure(endpoint.authority()));
+            return Err(response.failure(authority));
         }
         let url = response.shown();
         self.pass_over(response.inner.into_body().into_reader(), &url)

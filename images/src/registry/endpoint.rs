@@ -76,6 +76,11 @@ impl Endpoint {
         &self.authority
     }
 
+    /// Whether another one is the same registry.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.authority, &self.prefix) == (&other.authority, &other.prefix)
+    }
+
     pub(super) fn credentials_key(&self) -> &str {
         &self.credentials
     }

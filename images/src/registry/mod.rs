@@ -34,7 +34,7 @@ mod redirect;
 mod transport;
 mod upload;
 
-pub(crate) use blob::{RemoteBlob, was_stopped};
+pub(crate) use blob::{Place, Places, RemoteBlob, was_stopped};
 pub(crate) use client::Client;
 pub use config::Registries;
 pub(crate) use endpoint::Endpoint;

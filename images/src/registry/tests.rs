@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::blob::RemoteBlob;
+use super::blob::{Place, Places, RemoteBlob};
 use super::client::{Client, Identity, Request, TRIES};
 use super::config::Registries;
 use super::endpoint::Endpoint;
@@ -432,16 +432,29 @@ fn bytes() -> Vec<u8> {
     (0..100_000_u32).flat_map(u32::to_le_bytes).collect()
 }
 
+fn place(server: &Server, client: &Client) -> Place {
+    Place {
+        endpoint: Arc::new(Endpoint::of(&server.authority(), &client.registries)),
+        repository: "a/b".to_owned(),
+    }
+}
+
+fn only(server: &Server, client: &Client) -> Places {
+    Places {
+        first: place(server, client),
+        then: None,
+    }
+}
+
 /// Reads a whole blob from a server.
 fn fetch(server: &Server, offset: u64) -> io::Result<Vec<u8>> {
     let client = Arc::new(client());
-    let endpoint = Arc::new(Endpoint::of(&server.authority(), &client.registries));
     let bytes = bytes();
     let id = BlobId {
         digest: layer::digest(&bytes),
         bytes: u64::try_from(bytes.len()).unwrap(),
     };
-    let remote = RemoteBlob::new(&client, &endpoint, "a/b", id);
+    let remote = RemoteBlob::new(&client, &only(server, &client), id);
     let mut all = bytes[..usize::try_from(offset).unwrap()].to_vec();
     remote
         .read(offset, &AtomicBool::new(false), &|| ())
@@ -566,15 +579,55 @@ fn bad_blobs() {
 }
 
 #[test]
+fn a_blob_that_a_mirror_lacks_is_elsewhere() {
+    let all = bytes();
+    let lacks = bad(|_, stream| reply(stream, "404 Not Found", &[], b""));
+    let cuts = bad(|request, stream| match request.header("range") {
+        None => {
+            head(stream, "200 OK", &[], bytes().len())?;
+            stream.write_all(&bytes()[..100_000])
+        }
+        Some(_) => reply(stream, "403 Forbidden", &[], b""),
+    });
+    let has = bad(|request, stream| blob(request, stream, &bytes()));
+    let client = Arc::new(client());
+    let id = BlobId {
+        digest: layer::digest(&all),
+        bytes: u64::try_from(all.len()).unwrap(),
+    };
+    let read = |first: &Server, then: &Server| {
+        let places = Places {
+            first: place(first, &client),
+            then: Some(place(then, &client)),
+        };
+        let remote = RemoteBlob::new(&client, &places, id);
+        let mut read = Vec::new();
+        let stop = AtomicBool::new(false);
+        let result = remote.read(0, &stop, &|| ()).read_to_end(&mut read);
+        result.map(|_| read)
+    };
+    assert!(read(&lacks, &has).unwrap() == all);
+    assert!(read(&cuts, &has).unwrap() == all);
+    let ranges: Vec<_> = has
+        .requests()
+        .iter()
+        .map(|request| request.header("range").map(str::to_owned))
+        .collect();
+    assert_eq!(ranges, [None, Some("bytes=100000-".to_owned())]);
+    // The last one's error is the one that counts.
+    let error = read(&cuts, &lacks).unwrap_err().to_string();
+    assert!(error.contains("answered 404"), "{error}");
+}
+
+#[test]
 fn a_reader_that_was_stopped_asks_nothing() {
     let server = bad(|_, stream| reply(stream, "200 OK", &[], &bytes()));
     let client = Arc::new(client());
-    let endpoint = Arc::new(Endpoint::of(&server.authority(), &client.registries));
     let id = BlobId {
         digest: layer::digest(b""),
         bytes: 1,
     };
-    let remote = RemoteBlob::new(&client, &endpoint, "a", id);
+    let remote = RemoteBlob::new(&client, &only(&server, &client), id);
     let stop = AtomicBool::new(true);
     let error = remote.read(0, &stop, &|| ()).read(&mut [0; 9]).unwrap_err();
     assert!(error.to_string().contains("another layer"), "{error}");

@@ -12,7 +12,7 @@ use crate::layout::{Staging, blob_name};
 use crate::partial::{self, Locked};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::registry::{self, Client, Endpoint, Registries, RemoteBlob, Resolved};
+use crate::registry::{self, Client, Endpoint, Place, Places, Registries, RemoteBlob, Resolved};
 use crate::{Digest, layout};
 
 /// What is to be pulled.
@@ -98,14 +98,13 @@ impl Store {
             Locked::new(&self.layout.image_lock_path(&manifest), &waiting)?
         };
         let staging = self.staging().map_err(Failure::Store)?;
-        let repository = endpoint.repository(reference);
-        let config_bytes = self.config_bytes(client, &endpoint, &repository, (&resolved, &staging))?;
+        let places = places(endpoint, request);
+        let config_bytes = self.config_bytes(client, &places, (&resolved, &staging))?;
         let config =
             Config::parse(&config_bytes, resolved.manifest.layers.len()).map_err(PullErrorKind::Config)?;
         let blobs = || resolved.manifest.layers.iter().map(Descriptor::blob);
-        let endpoint = Arc::new(endpoint);
         let input = |blob: BlobId| Input::Remote {
-            remote: RemoteBlob::new(client, &endpoint, &repository, blob),
+            remote: RemoteBlob::new(client, &places, blob),
             blob,
         };
         let inputs: Vec<Input> = blobs().map(input).collect();
@@ -147,15 +146,32 @@ impl Store {
     fn config_bytes(
         &self,
         client: &Arc<Client>,
-        endpoint: &Endpoint,
-        repository: &str,
+        places: &Places,
         (resolved, staging): (&Resolved, &Staging),
     ) -> Result<Vec<u8>, Failure> {
         let blob = resolved.manifest.config.blob();
         if staging.pin(&self.layout.blob_path(&blob.digest), &blob_name(&blob.digest))? {
             return Ok(self.layout.read_blob(blob)?);
         }
-        Ok(registry::config(client, endpoint, repository, blob)?)
+        let fetch = |place: &Place| registry::config(client, &place.endpoint, &place.repository, blob);
+        Ok(match (fetch(&places.first), &places.then) {
+            (Err(_), Some(then)) => fetch(then)?,
+            (result, _) => result?,
+        })
+    }
+}
+
+/// Where an image's blobs are, after its manifest was found.
+fn places(found: Endpoint, request: &PullRequest) -> Places {
+    let registry = Endpoint::of(request.reference.domain(), &request.registries);
+    let is_mirror = !found.is_same(&registry);
+    let place = |endpoint: Endpoint| Place {
+        repository: endpoint.repository(&request.reference),
+        endpoint: Arc::new(endpoint),
+    };
+    Places {
+        first: place(found),
+        then: is_mirror.then(|| place(registry)),
     }
 }
 
