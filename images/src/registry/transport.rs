@@ -174,25 +174,22 @@ impl Transport {
         request: Result<Request<impl AsSendBody>, ureq::http::Error>,
         patience: Patience,
     ) -> Result<Response<Body>, ureq::Error> {
-        let limit = match patience {
-            Patience::Document => Some(self.timing.document),
-            Patience::Stream => None,
-            Patience::Commit => Some(self.timing.commit),
-        };
-        let answer = if patience == Patience::Commit {
-            self.timing.commit
-        } else {
-            self.timing.document
+        let Timing {
+            read,
+            document,
+            commit,
+            ..
+        } = self.timing;
+        let (whole, answer, read) = match patience {
+            Patience::Document => (Some(document), document, read),
+            Patience::Stream => (None, document, read),
+            Patience::Commit => (Some(commit), commit, commit),
         };
         let request = agent
             .configure_request(request?)
-            .timeout_global(limit)
+            .timeout_global(whole)
             .timeout_recv_response(Some(answer))
-            .timeout_per_read(Some(if patience == Patience::Commit {
-                self.timing.commit
-            } else {
-                self.timing.read
-            }))
+            .timeout_per_read(Some(read))
             .build();
         agent.run(request)
     }
@@ -231,8 +228,6 @@ impl Transport {
             .tls_config(tls)
             .timeout_resolve(Some(self.timing.connect))
             .timeout_connect(Some(self.timing.connect))
-            .timeout_recv_response(Some(self.timing.document))
-            .timeout_per_read(Some(self.timing.read))
             .timeout_per_write(Some(self.timing.read))
             .build();
         Ok(Agent::new_with_config(config))
