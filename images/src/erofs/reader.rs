@@ -5,10 +5,13 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use super::directory::{self, DirectoryEntry};
-use super::format::{self, BLOCK, BLOCK_BYTES, FileType, INODE_BYTES, Metadata, RawInode, Superblock};
+use super::format::{
+    self, BLOCK, BLOCK_BYTES, FileType, INODE_BYTES, Metadata, RawInode, SUPERBLOCK_OFFSET, Superblock,
+};
 use super::writer::Nid;
 use crate::limits;
 
@@ -74,6 +77,16 @@ impl Reader {
 
     pub(crate) fn root(&self) -> Result<Inode, Error> {
         self.inode(Nid::new(u64::from(self.superblock.root)))
+    }
+
+    /// Where the image has the root directory's time, and the checksum of the block that this is in.
+    pub(crate) fn root_time(&self) -> Option<[Range<u64>; 2]> {
+        let inode = Nid::new(u64::from(self.superblock.root)).offset()?;
+        let checksum = u64::try_from(SUPERBLOCK_OFFSET).ok()? + 4;
+        Some([
+            inode.checked_add(32)?..inode.checked_add(44)?,
+            checksum..checksum + 4,
+        ])
     }
 
     pub(crate) fn inode(&self, nid: Nid) -> Result<Inode, Error> {

@@ -13,7 +13,7 @@ use super::{Entry, Error, Progress, Store};
 use crate::convert::{self, Input};
 use crate::document::Config;
 use crate::erofs::{FileType, Nid, ReadError, Reader};
-use crate::layout::{at, layer_name, remove_if_there};
+use crate::layout::{at, layer_name, remove_if_there, standalone_layer};
 use crate::{Digest, layer};
 
 /// What a check has found.
@@ -170,7 +170,11 @@ impl Store {
         }
         for name in staging.layer_names()? {
             let (path, new) = (self.layout.layer_path(&name), staging.path(&layer_name(&name)));
-            let same = is_same(&path, &new).map_err(at("read", &path))?;
+            let stands_alone = config
+                .diff_ids
+                .iter()
+                .any(|diff_id| standalone_layer(diff_id) == name);
+            let same = is_same(&path, &new, stands_alone).map_err(at("read", &path))?;
             let is_first = known.insert(path.clone());
             match same {
                 Some(true) => remove_if_there(&new)?,
@@ -196,8 +200,10 @@ impl Checked {
     }
 }
 
-/// Whether two files have the same content; nothing if the first is not there.
-fn is_same(one: &Path, other: &Path) -> io::Result<Option<bool>> {
+/// Whether two layer images have the same content; nothing if the first is not there. One that `stands_alone` is shared by
+/// images with other layers below; where its own says nothing of the root directory, that one's time is from below where it
+/// was made first.
+fn is_same(one: &Path, other: &Path, stands_alone: bool) -> io::Result<Option<bool>> {
     let one = match File::open(one) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
@@ -206,20 +212,35 @@ fn is_same(one: &Path, other: &Path) -> io::Result<Option<bool>> {
     if one.metadata()?.len() != other.metadata()?.len() {
         return Ok(Some(false));
     }
+    // One that cannot be read as an image is compared to the last byte.
+    let reader = Reader::new(one.try_clone()?).ok();
+    let root_time = reader
+        .and_then(|reader| reader.root_time())
+        .filter(|_| stands_alone);
+    let ignored = root_time.unwrap_or_default();
     let (mut one, mut other) = (
         BufReader::with_capacity(layer::BUFFER_BYTES, one),
         BufReader::with_capacity(layer::BUFFER_BYTES, other),
     );
     let (mut left, mut right) = ([0; 4096], [0; 4096]);
-    loop {
+    for block in 0_u64.. {
         // Both are whole blocks.
         match (one.read_exact(&mut left), other.read_exact(&mut right)) {
-            (Err(error), Err(_)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Some(true)),
-            (Ok(()), Ok(())) if left == right => {}
-            (Ok(()), Ok(())) => return Ok(Some(false)),
+            (Err(error), Err(_)) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+            (Ok(()), Ok(())) => {}
             (left, right) => return left.and(right).map(|()| Some(false)),
         }
+        let bytes = left.iter().zip(&right).zip(block * 4096..);
+        let is_ignored = |position| ignored.iter().any(|range| range.contains(&position));
+        if left != right
+            && bytes
+                .into_iter()
+                .any(|((left, right), at)| left != right && !is_ignored(at))
+        {
+            return Ok(Some(false));
+        }
     }
+    Ok(Some(true))
 }
 
 /// Reads every inode and every directory, and the end of every file.

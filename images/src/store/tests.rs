@@ -1,8 +1,8 @@
 //! Archives made by hand, loaded, resolved, removed; and archives that must leave nothing behind.
 
 mod pull;
-mod verbs;
 mod push;
+mod verbs;
 
 use std::fs;
 use std::io::{Cursor, Write};

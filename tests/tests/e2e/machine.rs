@@ -153,7 +153,7 @@ fn the_namespaces_that_machines_share_are_made_anew() -> Result<()> {
         let pinned = rvm.run_directory().join(name);
         let unmounted = Command::new("umount").arg(&pinned).status()?;
         assert!(unmounted.success(), "{unmounted}");
-        rvm.run(["--rm", BUSYBOX, "true"])?.ok();
+        rvm.run([BUSYBOX, "true"])?.ok();
     }
     Ok(())
 }
