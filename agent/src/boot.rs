@@ -116,13 +116,13 @@ mod tests {
     fn configurations_are_refused_rather_than_guessed_at() {
         let cases = [
             (
-                r#"{"version":1,"token":"t","layers":[{"offset":0,"length":4096}]}"#,
+                r#"{"version":2,"token":"t","layers":[{"offset":0,"length":4096}]}"#,
                 None,
             ),
-            (r#"{"version":2,"token":"t","layers":[]}"#, Some("version 2")),
-            (r#"{"version":1,"token":"","layers":[]}"#, Some("token is empty")),
+            (r#"{"version":3,"token":"t","layers":[]}"#, Some("version 3")),
+            (r#"{"version":2,"token":"","layers":[]}"#, Some("token is empty")),
             (
-                r#"{"version":1,"token":"t","layers":[],"x":1}"#,
+                r#"{"version":2,"token":"t","layers":[],"x":1}"#,
                 Some("unknown field"),
             ),
             ("", Some("EOF")),

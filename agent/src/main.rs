@@ -1,17 +1,20 @@
 //! PID 1 of the guest. It sets up what a container host has, then does what the host asks over vsock: make one
-//! container with the same code as the host would, carry its standard streams, report its end, power off.
+//! container with the same code as the host would, carry its standard streams, read its files, report its end, power off.
 //!
 //! The agent decides nothing: all of the container is in the OCI specification that it is sent. It blocks in system
 //! calls when there is nothing to do, and holds at most one buffer per stream.
 
+mod archive;
 mod boot;
 mod guest;
 mod power;
 mod reaper;
 mod server;
+mod shares;
 mod storage;
 mod streams;
 mod sys;
+mod workload;
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -46,8 +49,10 @@ fn run() -> Result<()> {
     boot::mount_kernel_file_systems()?;
     boot::set_kernel_parameters()?;
     let rootfs = storage::prepare(&config.layers)?;
+    shares::mount_all(&config.shares)?;
 
-    let server = Arc::new(Server::new(config.token, Guest::new(rootfs)));
+    let guest = Guest::new(rootfs, config.mounts);
+    let server = Arc::new(Server::new(config.token, guest));
     let listener = sys::listen_vsock(AGENT_PORT).context("listen on vsock")?;
     sys::ring(Doorbell::Ready).context("ring the doorbell")?;
     loop {

@@ -1,8 +1,10 @@
-//! Serves the host's connections: one for control, one for each of the workload's streams.
+//! Serves the host's connections: one for control, one for each of the workload's streams, the same for each further
+//! process in the container, any for its files, and one for each question about the workload as a whole.
 //!
 //! A connection is a connected stream socket of whatever family; the type is [`UnixStream`] because the standard
 //! library's methods on it are plain system calls that know nothing of the family either.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -12,18 +14,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::Process;
+use rustix::process::Signal;
 use rvm_isolation::{Exit, Stdio};
 use rvm_protocol::{
-    Create, Event, Failure, FailureKind, FrameError, Hello, Purpose, Request, Stream, VERSION, Welcome,
-    read_frame, write_frame,
+    Create, Event, Exec, Extent, Failure, FailureKind, FrameError, Hello, Purpose, Request, Stream,
+    TerminalSize, VERSION, Welcome, read_frame, write_frame,
 };
 
+use crate::archive;
 use crate::guest::failure;
 use crate::streams::{self, Pipes};
+use crate::workload::{self, Workload};
 
 /// Connections that have not yet said who they are. A supervisor opens four at most; more is someone else.
 const MAX_PENDING: usize = 8;
+
+/// Archives that are made, or taken apart, at once. Each takes two threads, some hundred kilobytes of buffers, and a place in
+/// memory for each file with several names.
+const MAX_ARCHIVES: usize = 4;
 
 /// How long a connection may take to say who it is.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
@@ -32,17 +41,39 @@ const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 const MAX_HELLO_BYTES: u64 = 4096;
 
 /// What the server acts on. All methods block until done.
-pub(crate) trait Machine: Send + Sync + 'static {
-    /// Makes the container, up to but not including `execve`.
-    fn create(&self, spec: &Spec, stdio: Stdio) -> Result<(), Failure>;
+pub(crate) trait Machine: Workload + Send + Sync + 'static {
+    /// A further process in the container.
+    type Further: Further;
+
+    /// Makes the container, up to but not including `execve`. Returns the outer side of the workload's terminal, if it has one
+    /// instead of `stdio`.
+    fn create(&self, create: &Create, stdio: Stdio) -> Result<Option<OwnedFd>, Failure>;
     /// Executes the workload.
     fn start(&self) -> Result<(), Failure>;
+    /// Makes a further process, up to but not including `execve`.
+    fn enter(&self, process: &Process, stdio: Stdio) -> Result<Self::Further, Failure>;
     /// Sends a signal to the workload's first process.
     fn signal(&self, signal: i32) -> Result<(), Failure>;
     /// Waits for the end of the workload that was started.
     fn wait(&self) -> Result<Exit>;
+    /// Begins to read the container's files.
+    fn archive(&self, extent: Extent) -> io::Result<Box<dyn Read>>;
+    /// Serves a connection on which files are copied.
+    fn copy(&self, writes: bool, connection: &UnixStream) -> Result<()>;
     /// Ends the workload and the machine. The real one does not return.
     fn power_off(&self);
+}
+
+/// A further process in the container. Dropping it kills it.
+pub(crate) trait Further: Send + Sync + 'static {
+    /// The outer side of its terminal, if it has one; once.
+    fn take_terminal(&mut self) -> Option<OwnedFd>;
+    /// Executes it.
+    fn start(&mut self) -> Result<(), Failure>;
+    /// Sends it a signal.
+    fn signal(&self, signal: i32) -> Result<(), Failure>;
+    /// Waits for its end: exit status, or 128 plus a signal.
+    fn wait(&self) -> Result<u8>;
 }
 
 /// The state that connections share.
@@ -50,15 +81,38 @@ pub(crate) struct Server<M> {
     token: String,
     machine: M,
     pending: AtomicUsize,
+    archives: Arc<AtomicUsize>,
     controlled: AtomicBool,
     pipes: Mutex<Option<Pipes>>,
+    /// Of further processes, by number.
+    exec_pipes: Mutex<BTreeMap<u64, Pipes>>,
     hello_deadline: Duration,
 }
 
 /// What an admitted connection is for, with what it needs.
 enum Admitted {
     Control,
+    Exec(u64),
     Stream(Stream, OwnedFd),
+    Archive(Extent, Place),
+    Copy(bool, Place),
+    Workload,
+}
+
+/// One of the archives that may be made at once.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
+        let place = Self(Arc::clone(taken));
+        (place.0.fetch_add(1, Ordering::SeqCst) < MAX_ARCHIVES).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl<M: Machine> Server<M> {
@@ -68,8 +122,10 @@ impl<M: Machine> Server<M> {
             token,
             machine,
             pending: AtomicUsize::new(0),
+            archives: Arc::default(),
             controlled: AtomicBool::new(false),
             pipes: Mutex::new(None),
+            exec_pipes: Mutex::default(),
             hello_deadline: HELLO_DEADLINE,
         }
     }
@@ -86,8 +142,18 @@ impl<M: Machine> Server<M> {
             server.pending.fetch_sub(1, Ordering::SeqCst);
             match admitted {
                 Ok(Admitted::Control) => server.control(&connection),
+                // The host learns how it went by the connection's end, if not before.
+                Ok(Admitted::Exec(number)) => drop(server.exec(number, &connection)),
                 // A stream that fails is one that ends; the host sees it end early.
                 Ok(Admitted::Stream(stream, pipe)) => drop(streams::pump(stream, &connection, pipe)),
+                // An archive that cannot be sent is one without its end; the host sees that.
+                Ok(Admitted::Archive(extent, _place)) => {
+                    drop(archive::send(server.machine.archive(extent), &connection));
+                }
+                // Likewise; what is wrong with files has been told.
+                Ok(Admitted::Copy(writes, _place)) => drop(server.machine.copy(writes, &connection)),
+                // A host that is gone needs no answer.
+                Ok(Admitted::Workload) => drop(workload::serve(&server.machine, &connection)),
                 // A stranger, or a host that went away. Either way there is nobody to tell.
                 Err(_) => {}
             }
@@ -135,12 +201,27 @@ impl<M: Machine> Server<M> {
                 Err("there is a control connection already".to_owned())
             }
             Purpose::Control => Ok(Admitted::Control),
+            Purpose::Exec(number) => Ok(Admitted::Exec(number)),
             Purpose::Stream(stream) => {
                 let pipe = self.pipes().as_mut().and_then(|pipes| pipes.claim(stream));
-                let pipe = pipe.ok_or_else(|| format!("{stream:?} is not there to be connected"))?;
-                Ok(Admitted::Stream(stream, pipe))
+                admitted(stream, pipe)
             }
+            Purpose::ExecStream { number, stream } => {
+                let pipe = self
+                    .exec_pipes()
+                    .get_mut(&number)
+                    .and_then(|pipes| pipes.claim(stream));
+                admitted(stream, pipe)
+            }
+            Purpose::Archive(extent) => Ok(Admitted::Archive(extent, self.place()?)),
+            Purpose::Copy { writes } => Ok(Admitted::Copy(writes, self.place()?)),
+            Purpose::Workload => Ok(Admitted::Workload),
         }
+    }
+
+    fn place(&self) -> Result<Place, String> {
+        let place = Place::take(&self.archives);
+        place.ok_or_else(|| format!("{MAX_ARCHIVES} archives are being made already"))
     }
 
     /// Serves the control connection until it ends. A machine that nobody controls has no purpose.
@@ -163,6 +244,11 @@ impl<M: Machine> Server<M> {
                 Request::Create(create) => self.create(create),
                 Request::Start => self.start(),
                 Request::Signal { signal } => self.machine.signal(*signal),
+                Request::Resize(size) => {
+                    resize(self.pipes().as_ref(), *size);
+                    continue;
+                }
+                Request::Exec(_) => Err(refusal("a further process has a connection of its own")),
                 Request::PowerOff => Ok(()),
             };
             let started = matches!(request, Request::Start) && result.is_ok();
@@ -180,14 +266,99 @@ impl<M: Machine> Server<M> {
         }
     }
 
+    /// Serves the connection of one further process until it ends, and with it the process.
+    fn exec(self: &Arc<Self>, number: u64, connection: &UnixStream) -> Result<()> {
+        let events = Arc::new(Events(Mutex::new(connection.try_clone()?)));
+        let (mut made, mut running) = (None, None::<Arc<M::Further>>);
+        let served = loop {
+            let request = match read_frame(connection) {
+                Err(FrameError::Closed) => break Ok(()),
+                Err(error) => break Err(error.into()),
+                Ok(request) => request,
+            };
+            let mut started = None;
+            let result = match &request {
+                Request::Exec(exec) if made.is_none() && running.is_none() => {
+                    self.enter(number, exec).map(|further| made = Some(further))
+                }
+                Request::Start => self.start_further(number, &mut made).map(|further| {
+                    running = Some(Arc::clone(&further));
+                    started = Some(further);
+                }),
+                Request::Signal { signal } => running.as_ref().map_or_else(
+                    || Err(refusal("the process does not run")),
+                    |running| running.signal(*signal),
+                ),
+                Request::Resize(size) => {
+                    resize(self.exec_pipes().get(&number), *size);
+                    continue;
+                }
+                _ => Err(refusal("this is not a further process' to do")),
+            };
+            if let Err(error) = events.send(&result.map_or_else(Event::Failed, |()| Event::Done)) {
+                break Err(error);
+            }
+            if let Some(further) = started {
+                let events = Arc::clone(&events);
+                // Ends with the process, which ends with the connection.
+                thread::Builder::new().spawn(move || {
+                    let out_of_memory = false;
+                    if let Ok(code) = further.wait() {
+                        // A host that is gone need not know.
+                        let _ = events.send(&Event::Exited { code, out_of_memory });
+                    }
+                })?;
+            }
+        };
+        self.exec_pipes().remove(&number);
+        if let Some(running) = running {
+            // It has ended where this fails.
+            let _ = running.signal(Signal::KILL.as_raw());
+        }
+        served
+    }
+
+    fn enter(&self, number: u64, exec: &Exec) -> Result<M::Further, Failure> {
+        let mut all = self.exec_pipes();
+        if all.contains_key(&number) {
+            return Err(refusal("there is a process of this number"));
+        }
+        let (pipes, stdio) = Pipes::new(exec.stdin).map_err(|error| failure(FailureKind::Other, &error))?;
+        all.insert(number, pipes);
+        drop(all);
+        let made = self.machine.enter(&exec.process, stdio).and_then(|mut further| {
+            if let Some(terminal) = further.take_terminal() {
+                let pipes = of_terminal(terminal, exec.stdin)?;
+                self.exec_pipes().insert(number, pipes);
+            }
+            Ok(further)
+        });
+        if made.is_err() {
+            self.exec_pipes().remove(&number);
+        }
+        made
+    }
+
+    fn start_further(&self, number: u64, made: &mut Option<M::Further>) -> Result<Arc<M::Further>, Failure> {
+        if !self.exec_pipes().get(&number).is_some_and(Pipes::all_claimed) {
+            return Err(refusal("a standard stream has no connection"));
+        }
+        let mut further = made.take().ok_or_else(|| refusal("there is no such process"))?;
+        further.start()?;
+        Ok(Arc::new(further))
+    }
+
     fn create(&self, create: &Create) -> Result<(), Failure> {
         let mut slot = self.pipes();
         if slot.is_some() {
             return Err(refusal("there is a container already"));
         }
         let (pipes, stdio) = Pipes::new(create.stdin).map_err(|error| failure(FailureKind::Other, &error))?;
-        self.machine.create(&create.spec, stdio)?;
-        *slot = Some(pipes);
+        let terminal = self.machine.create(create, stdio)?;
+        *slot = Some(match terminal {
+            Some(terminal) => of_terminal(terminal, create.stdin)?,
+            None => pipes,
+        });
         Ok(())
     }
 
@@ -212,8 +383,28 @@ impl<M: Machine> Server<M> {
         }
     }
 
+    fn exec_pipes(&self) -> MutexGuard<'_, BTreeMap<u64, Pipes>> {
+        self.exec_pipes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn pipes(&self) -> MutexGuard<'_, Option<Pipes>> {
         self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn admitted(stream: Stream, pipe: Option<OwnedFd>) -> Result<Admitted, String> {
+    let pipe = pipe.ok_or_else(|| format!("{stream:?} is not there to be connected"))?;
+    Ok(Admitted::Stream(stream, pipe))
+}
+
+fn of_terminal(terminal: OwnedFd, stdin: bool) -> Result<Pipes, Failure> {
+    Pipes::of_terminal(terminal, stdin).map_err(|error| failure(FailureKind::Other, &error))
+}
+
+fn resize(pipes: Option<&Pipes>, size: TerminalSize) {
+    let resized = pipes.map_or(Ok(()), |pipes| pipes.resize(size));
+    if let Err(error) = resized {
+        eprintln!("rvm-agent: resize a terminal: {error}");
     }
 }
 

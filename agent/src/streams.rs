@@ -1,5 +1,5 @@
-//! The workload's standard streams: pipes on its side, a connection each on the host's. A thread per stream moves
-//! bytes through one buffer, so that a side that stalls holds up nothing but its own stream.
+//! The workload's standard streams: pipes or one terminal on its side, a connection each on the host's. A thread per stream
+//! moves bytes through one buffer, so that a side that stalls holds up nothing but its own stream.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -8,9 +8,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rvm_isolation::Stdio;
-use rvm_protocol::Stream;
+use rvm_protocol::{Stream, TerminalSize};
 
 /// As much as a pipe holds by default.
 const BUFFER_BYTES: usize = 64 << 10;
@@ -21,6 +22,8 @@ pub(crate) struct Pipes {
     stdin: Option<OwnedFd>,
     stdout: Option<OwnedFd>,
     stderr: Option<OwnedFd>,
+    /// To change its size.
+    terminal: Option<OwnedFd>,
 }
 
 impl Pipes {
@@ -38,6 +41,7 @@ impl Pipes {
             stdin: stdin_write,
             stdout: Some(stdout_read),
             stderr: Some(stderr_read),
+            terminal: None,
         };
         let stdio = Stdio {
             stdin: stdin_read,
@@ -45,6 +49,23 @@ impl Pipes {
             stderr: stderr_write,
         };
         Ok((pipes, stdio))
+    }
+
+    /// What a process with a terminal has instead, of which this is the outer side.
+    pub(crate) fn of_terminal(terminal: OwnedFd, stdin: bool) -> io::Result<Self> {
+        Ok(Self {
+            stdin: stdin.then(|| terminal.try_clone()).transpose()?,
+            stdout: Some(terminal.try_clone()?),
+            stderr: None,
+            terminal: Some(terminal),
+        })
+    }
+
+    /// Changes the size of the terminal, if it is one.
+    pub(crate) fn resize(&self, size: TerminalSize) -> io::Result<()> {
+        self.terminal.as_ref().map_or(Ok(()), |terminal| {
+            rvm_isolation::resize(terminal, size.rows, size.columns)
+        })
     }
 
     /// Takes the end that belongs to `stream`, once.
@@ -76,13 +97,16 @@ pub(crate) fn pump(stream: Stream, connection: &UnixStream, pipe: OwnedFd) -> io
 fn host_to_workload(mut connection: &UnixStream, mut pipe: File) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
     loop {
-        // Wait for the host, but notice at once when the workload closes its end.
+        // Wait for the host, but notice at once when the workload closes its end: an error of a pipe, a hang-up of a terminal.
         let mut descriptors = [
             PollFd::new(connection, PollFlags::IN),
             PollFd::new(&pipe, PollFlags::empty()),
         ];
         rustix::io::retry_on_intr(|| poll(&mut descriptors, None))?;
-        if descriptors[1].revents().contains(PollFlags::ERR) {
+        if descriptors[1]
+            .revents()
+            .intersects(PollFlags::ERR | PollFlags::HUP)
+        {
             break;
         }
         let count = read(&mut connection, &mut buffer)?;
@@ -91,7 +115,7 @@ fn host_to_workload(mut connection: &UnixStream, mut pipe: File) -> io::Result<(
             return Ok(());
         }
         match pipe.write_all(&buffer[..count]) {
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+            Err(error) if error.kind() == ErrorKind::BrokenPipe || is_hung_up(&error) => break,
             result => result?,
         }
     }
@@ -122,12 +146,17 @@ fn workload_to_host(mut pipe: File, mut connection: &UnixStream) -> io::Result<(
     Ok(())
 }
 
-/// One read; a connection that the peer has torn down is at its end.
+/// Whether it is that nobody has the inner side of a terminal open any more.
+fn is_hung_up(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::IO.raw_os_error())
+}
+
+/// One read; a connection that the peer has torn down is at its end, and so is a terminal that is hung up.
 fn read(mut source: impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     loop {
         match source.read(buffer) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(0),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset || is_hung_up(&error) => return Ok(0),
             result => return result,
         }
     }

@@ -1,29 +1,45 @@
 //! What can be typed. Nothing but types, their help and their defaults.
 
+mod bench;
+mod compare;
+mod containers;
+mod given;
 mod images;
+mod keys;
+mod network;
+mod ports;
 mod registries;
+mod volumes;
+mod workload;
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use rvm_engine::record;
-use rvm_engine::spec::Cpus;
 use rvm_images::Platform;
 
+pub(crate) use self::bench::{Bench, BenchCommand, Compared, Measured};
+pub(crate) use self::compare::{Compare, Language, TableFormat};
+pub(crate) use self::containers::{
+    Attach, Events, Exec, Filter, Kill, Logs, Ps, Rename, Rm, Run, Start, Stop, Tail, Wait,
+};
+pub(crate) use self::given::{Health, LogOption, New, Process, PullPolicy, Surroundings};
+pub(crate) use self::keys::DetachKeys;
+pub(crate) use self::network::{
+    Connect, Create as CreateNetwork, Disconnect, InspectNetwork, Ls as LsNetworks, Network, NetworkChoice,
+    NetworkFilter, Networking, Prefix, PruneFilter, PruneNetworks, RemoveNetwork,
+};
+pub(crate) use self::ports::PortList;
 pub(crate) use self::registries::{Login, Logout, Push};
+pub(crate) use self::volumes::{
+    Volume, VolumeCreate, VolumeFilter, VolumeInspect, VolumeLs, VolumePrune, VolumePruneFilter, VolumeRm,
+};
+pub(crate) use self::workload::{Pause, Stats, Top, Update};
 use crate::output::Template;
 pub(crate) use images::{
-    Check, Commit, Df, Export, History, Image, ImageInspect, ImagePrune, Import, ListFormat, Save,
-    SaveFormat, System, Tag,
+    Check, Commit, Cp, Df, Diff, Export, History, Image, ImageFilter, ImageInspect, ImagePrune, Import,
+    ListFormat, NamePattern, Save, SaveFormat, System, Tag,
 };
-
-const RUN_EXAMPLES: &str = "\
-Examples:
-  rvm run --rm debian uname -r                          in a virtual machine of its own; fetches what is not there
-  rvm run --rm --isolation container debian uname -r    on this machine's kernel
-  echo hello | rvm run --rm -i debian cat               with standard input
-  rvm run --rm -m 256m --cpus 0.5 debian stress         with limits";
 
 const PULL_EXAMPLES: &str = "\
 Examples:
@@ -79,22 +95,81 @@ pub(crate) struct Places {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a command in a new container
-    #[command(after_help = RUN_EXAMPLES)]
+    #[command(after_help = containers::RUN_EXAMPLES, disable_help_flag = true)]
     Run(Box<Run>),
-    /// List containers
+    /// Make a container without starting it
     #[command(
-        visible_alias = "list",
-        after_help = "Examples:\n  rvm ps           those that run\n  rvm ps -a        every one\n  rvm rm $(rvm ps -aq)"
+        disable_help_flag = true,
+        after_help = "Examples:\n  rvm create --name web debian sleep 1d\n  rvm start web\n  rvm create -i --name filter debian cat\n  rvm start -ai filter\n  rvm create -it --name box debian         with a terminal"
     )]
+    Create(Box<New>),
+    /// Start containers that do not run
+    #[command(
+        after_help = "Examples:\n  rvm start web\n  rvm start -a job      show its output until it ends"
+    )]
+    Start(Start),
+    /// Ask containers to end, and kill those that do not
+    #[command(
+        after_help = "Examples:\n  rvm stop web\n  rvm stop -t 60 db     it has a minute\n  rvm stop -s INT web"
+    )]
+    Stop(Stop),
+    /// Stop containers and start them again
+    #[command(after_help = "Examples:\n  rvm restart web\n  rvm restart -t 60 db")]
+    Restart(Stop),
+    /// Send a signal to containers
+    #[command(after_help = "Examples:\n  rvm kill web\n  rvm kill -s HUP web")]
+    Kill(Kill),
+    /// Let all processes of containers stand still
+    #[command(after_help = "Examples:\n  rvm pause web\n  rvm unpause web")]
+    Pause(Pause),
+    /// Let paused containers go on
+    #[command(after_help = "Examples:\n  rvm unpause web\n  rvm unpause $(rvm ps -q --filter status=paused)")]
+    Unpause(Pause),
+    /// Show the processes of a container
+    #[command(after_help = workload::TOP_EXAMPLES)]
+    Top(Top),
+    /// Show what containers use
+    #[command(after_help = workload::STATS_EXAMPLES)]
+    Stats(Stats),
+    /// Change limits of containers
+    #[command(after_help = workload::UPDATE_EXAMPLES)]
+    Update(Update),
+    /// Wait until containers have ended, and print their exit codes
+    #[command(after_help = "Examples:\n  rvm wait job")]
+    Wait(Wait),
+    /// Give a container another name
+    #[command(after_help = "Examples:\n  rvm rename web web-old")]
+    Rename(Rename),
+    /// Show side by side what an image finds and costs in a virtual machine and in a container
+    #[command(after_help = compare::EXAMPLES)]
+    Compare(Compare),
+    /// Connect to a running container's streams
+    #[command(
+        after_help = "Examples:\n  rvm attach web                                 ctrl-p ctrl-q leaves it, if it has a terminal\n  rvm attach --no-stdin --sig-proxy=false web    only watch"
+    )]
+    Attach(Attach),
+    /// Run a further command in a running container
+    #[command(
+        after_help = "Examples:\n  rvm exec web ps\n  rvm exec -it web sh                            a shell in a terminal; ctrl-p ctrl-q leaves it\n  rvm exec -u nobody -w /tmp -e MODE=fast web sh -c 'id; pwd'\n  tar c . | rvm exec -i web tar x -C /srv"
+    )]
+    Exec(Exec),
+    /// List containers
+    #[command(visible_alias = "list", after_help = containers::PS_EXAMPLES)]
     Ps(Ps),
+    /// Show which ports of this machine lead to a container
+    #[command(after_help = ports::PORT_EXAMPLES)]
+    Port(PortList),
     /// Remove containers
     #[command(
-        after_help = "Examples:\n  rvm rm web       once it has ended\n  rvm rm -f web    even while it runs"
+        after_help = "Examples:\n  rvm rm web       once it has ended\n  rvm rm -f web    even while it runs\n  rvm rm -v web    with the volumes that were made for it without a name"
     )]
     Rm(Rm),
     /// Show what a container has written
-    #[command(after_help = "Examples:\n  rvm logs web\n  rvm logs --boot web    the guest kernel's console")]
+    #[command(after_help = containers::LOGS_EXAMPLES)]
     Logs(Logs),
+    /// Show what happens to containers, images and volumes
+    #[command(after_help = containers::EVENTS_EXAMPLES)]
+    Events(Events),
     /// Show everything about containers and images
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
@@ -116,7 +191,9 @@ pub(crate) enum Command {
     )]
     Load(Load),
     /// List images
-    #[command(after_help = "Examples:\n  rvm images\n  rvm images --format json")]
+    #[command(
+        after_help = "Examples:\n  rvm images\n  rvm images 'debian:*'\n  rvm images --format '{{.Repository}}:{{.Tag}} {{.Size}}'"
+    )]
     Images(Images),
     /// Remove images
     #[command(
@@ -138,106 +215,39 @@ pub(crate) enum Command {
     /// Write a container's files to a tar
     #[command(after_help = images::EXPORT_EXAMPLES)]
     Export(Export),
+    /// Copy files into a container or out of it
+    #[command(after_help = images::CP_EXAMPLES)]
+    Cp(Cp),
+    /// Show which files a container has added (A), changed (C) and deleted (D)
+    #[command(after_help = "Examples:\n  rvm diff web\n  rvm diff web | grep ^A")]
+    Diff(Diff),
     /// Make an image of what a container has changed
     #[command(after_help = images::COMMIT_EXAMPLES)]
     Commit(Commit),
     /// Everything about images
     #[command(subcommand, after_help = "Examples:\n  rvm image ls\n  rvm image prune")]
     Image(Image),
+    /// Networks that containers of both kinds are on
+    #[command(subcommand, after_help = network::NETWORK_EXAMPLES)]
+    Network(Network),
+    /// Everything about volumes
+    #[command(subcommand, after_help = "Examples:\n  rvm volume create db\n  rvm volume ls")]
+    Volume(Volume),
     /// The installation as a whole
     #[command(subcommand, after_help = "Examples:\n  rvm system df\n  rvm system check")]
     System(System),
     /// Check whether this machine can run both kinds of containers
     #[command(after_help = "Examples:\n  rvm doctor\n  rvm doctor --format json")]
     Doctor(Doctor),
+    /// Measure containers in both modes, side by side
+    #[command(after_help = bench::BENCH_EXAMPLES)]
+    Bench(Bench),
     /// Print a completion script for a shell
     #[command(after_help = "Examples:\n  rvm completion bash > /etc/bash_completion.d/rvm")]
     Completion(Completion),
     /// Write manual pages
     #[command(hide = true)]
     Man(Man),
-    /// Own a container (started by `run`)
-    #[command(hide = true)]
-    Supervise(Supervise),
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Run {
-    /// How the container is kept apart from this machine
-    #[arg(long, value_enum, default_value_t = Isolation::Vm, env = "RVM_ISOLATION", hide_env_values = true)]
-    pub(crate) isolation: Isolation,
-    /// Remove the container once it has ended
-    #[arg(long)]
-    pub(crate) rm: bool,
-    /// Name of the container [default: a generated one]
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Connect standard input
-    #[arg(short, long)]
-    pub(crate) interactive: bool,
-    /// Set an environment variable; NAME alone takes this process' value
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]", action = ArgAction::Append)]
-    pub(crate) env: Vec<String>,
-    /// Working directory inside
-    #[arg(short, long, value_name = "DIR")]
-    pub(crate) workdir: Option<String>,
-    /// User, and optionally group, by name or number
-    #[arg(short, long, value_name = "USER[:GROUP]")]
-    pub(crate) user: Option<String>,
-    /// Replace the image's entry point; "" resets it
-    #[arg(long, value_name = "COMMAND")]
-    pub(crate) entrypoint: Option<String>,
-    /// Memory limit in bytes, or with the suffix b, k, m or g
-    #[arg(short, long, value_name = "BYTES", value_parser = parse_memory)]
-    pub(crate) memory: Option<u64>,
-    /// Number of CPUs, also a fraction
-    #[arg(long, value_name = "NUMBER")]
-    pub(crate) cpus: Option<Cpus>,
-    /// Refuse writes to the root file system
-    #[arg(long)]
-    pub(crate) read_only: bool,
-    /// Print on standard error how long each phase of the run took
-    #[arg(long)]
-    pub(crate) timing: bool,
-    /// Host name inside [default: the short ID]
-    #[arg(long, value_name = "NAME")]
-    pub(crate) hostname: Option<String>,
-    /// When to fetch the image from its registry
-    #[arg(long, value_enum, default_value_t = PullPolicy::Missing, value_name = "WHEN")]
-    pub(crate) pull: PullPolicy,
-    /// Image to run
-    pub(crate) image: String,
-    /// Command and arguments [default: the image's]
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
-    pub(crate) command: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Isolation {
-    /// In a virtual machine of its own
-    Vm,
-    /// In namespaces and cgroups on this machine's kernel
-    Container,
-}
-
-impl From<Isolation> for record::Isolation {
-    fn from(isolation: Isolation) -> Self {
-        match isolation {
-            Isolation::Vm => Self::Vm,
-            Isolation::Container => Self::Container,
-        }
-    }
-}
-
-/// When `run` fetches an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum PullPolicy {
-    /// If it is not in the local store
-    Missing,
-    /// Every time
-    Always,
-    /// Not at all
-    Never,
 }
 
 /// How progress is shown.
@@ -258,41 +268,6 @@ pub(crate) enum Format {
     Table,
     /// One JSON object per line
     Json,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Ps {
-    /// Show every container, not only those that run
-    #[arg(short, long)]
-    pub(crate) all: bool,
-    /// Show IDs only
-    #[arg(short, long)]
-    pub(crate) quiet: bool,
-    /// Show whole IDs and commands
-    #[arg(long)]
-    pub(crate) no_trunc: bool,
-    /// Format of the listing
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub(crate) format: Format,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Rm {
-    /// Kill the container if it runs
-    #[arg(short, long)]
-    pub(crate) force: bool,
-    /// Names or IDs
-    #[arg(required = true, value_name = "CONTAINER")]
-    pub(crate) containers: Vec<String>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Logs {
-    /// Show the guest kernel's console instead
-    #[arg(long)]
-    pub(crate) boot: bool,
-    /// Name or ID
-    pub(crate) container: String,
 }
 
 /// Format of what is shown of each container.
@@ -375,9 +350,18 @@ pub(crate) struct Images {
     /// Show whole IDs
     #[arg(long)]
     pub(crate) no_trunc: bool,
-    /// `table`, `json`, or text with the fields repository, tag, id, created and bytes
+    /// Show the digests of manifests
+    #[arg(long)]
+    pub(crate) digests: bool,
+    /// Show only those that fit: reference=PATTERN, dangling=BOOL, label=NAME[=VALUE], before=IMAGE, since=IMAGE
+    #[arg(short, long, value_name = "NAME=VALUE", action = clap::ArgAction::Append)]
+    pub(crate) filter: Vec<ImageFilter>,
+    /// `table [COLUMN...]`, `json`, or text with the fields Repository, Tag, ID, Digest, CreatedAt, CreatedSince and Size
     #[arg(long, default_value = "table")]
     pub(crate) format: ListFormat,
+    /// Show only these; * and ? stand for other characters, but no slash
+    #[arg(value_name = "REPOSITORY[:TAG]")]
+    pub(crate) pattern: Option<NamePattern>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -410,21 +394,6 @@ pub(crate) struct Man {
     pub(crate) directory: PathBuf,
 }
 
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Supervise {
-    pub(crate) id: String,
-    #[arg(long)]
-    pub(crate) timing: bool,
-}
-
-/// Docker's sizes: units are powers of 1024 whether or not they are written with an `i`.
-fn parse_memory(text: &str) -> Result<u64, String> {
-    parse_size::Config::new()
-        .with_binary()
-        .parse_size(text)
-        .map_err(|error| error.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -437,27 +406,13 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_docker_s() {
-        for (text, bytes) in [
-            ("64m", 64 << 20),
-            ("64M", 64 << 20),
-            ("1g", 1 << 30),
-            ("512k", 512 << 10),
-            ("4096", 4096),
-        ] {
-            assert_eq!(parse_memory(text), Ok(bytes), "{text}");
-        }
-        assert!(parse_memory("-1").is_err() && parse_memory("x").is_err());
-    }
-
-    #[test]
     fn flags_after_the_image_are_the_command_s() {
         let Some(Command::Run(run)) =
             Args::parse_from(["rvm", "run", "--rm", "debian", "ls", "--rm", "-l"]).command
         else {
             panic!("not run");
         };
-        assert_eq!(run.command, ["ls", "--rm", "-l"]);
-        assert!(run.rm);
+        assert_eq!(run.new.command, ["ls", "--rm", "-l"]);
+        assert!(run.new.rm);
     }
 }

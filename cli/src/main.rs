@@ -9,10 +9,15 @@ mod output;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use rvm_engine::supervisor::Invocation;
 
 fn main() -> ExitCode {
     // The child side of container mode is this same executable, started again inside the new namespaces.
     rvm_isolation::init_if_requested();
+    // So is the process that owns a container. It stays, so it does without all that is for reading a person's arguments.
+    if let Some(invocation) = Invocation::requested() {
+        return supervise(invocation);
+    }
     let args = match args::Args::try_parse() {
         Ok(args) => args,
         Err(error) => return usage(&error),
@@ -22,6 +27,17 @@ fn main() -> ExitCode {
         Err(failure) => {
             output::error(&failure.error);
             ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Owns a container to its end.
+fn supervise(invocation: Invocation) -> ExitCode {
+    match invocation.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error.into());
+            ExitCode::FAILURE
         }
     }
 }

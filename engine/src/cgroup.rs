@@ -6,12 +6,21 @@
 //! whatever its guest does, and that can be changed while it runs.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use oci_spec::runtime::{LinuxCpu, LinuxResources, Spec};
+use rvm_isolation::cgroup::Usage;
+
 /// Below the cgroup2 mount.
 const PARENT: &str = "rvm";
+
+/// Below that one, for the last moments of supervisors. No container has such an ID.
+const ENDED: &str = "ended";
+
+/// Below that one, for the processes that serve networks, which are no container's.
+const NETWORKS: &str = "networks";
 
 /// What container mode needs to honour its flags.
 pub const NEEDED_CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
@@ -43,6 +52,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A limit could not be set.
+    #[error("cannot limit the container on this machine")]
+    Limit(#[source] rvm_isolation::cgroup::Error),
     /// The payload did not die.
     #[error("cannot remove the workload's cgroup")]
     Remove(#[source] rvm_isolation::cgroup::Error),
@@ -88,6 +100,30 @@ pub fn missing_controllers() -> Result<Vec<&'static str>, Error> {
     Ok(NEEDED_CONTROLLERS.into_iter().filter(|name| !has(name)).collect())
 }
 
+/// The cgroup of what serves networks; `None` on a machine without cgroup2.
+///
+/// # Errors
+/// [`Error::Path`].
+pub(crate) fn of_networks() -> Result<Option<PathBuf>, Error> {
+    let Ok(mount) = mount_point() else {
+        return Ok(None);
+    };
+    let directory = mount.join(PARENT).join(NETWORKS);
+    fs::create_dir_all(&directory).map_err(path_error("create", &directory))?;
+    Ok(Some(directory))
+}
+
+/// Whether a process is of a container's workload.
+pub(crate) fn is_payload(pid: i32, id: &str) -> bool {
+    let payload = format!("/{PARENT}/{id}/payload");
+    // `0::PATH` (cgroups(7)), where the workload may have made cgroups below its own.
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| {
+        cgroups
+            .lines()
+            .any(|line| line.starts_with("0::") && line.contains(&payload))
+    })
+}
+
 impl ContainerCgroup {
     /// Makes `PARENT/ID` and the supervisor's cgroup in it, moves the calling process there, and enables every
     /// controller there is for the payload. With `controllers_needed` it is an error where [`NEEDED_CONTROLLERS`]
@@ -130,29 +166,17 @@ impl ContainerCgroup {
         self.directory.join("payload")
     }
 
-    /// Holds a machine, with its supervisor, to `quota` microseconds of processor time per `period` and what rvm itself needs
-    /// for it. Takes effect at once, on a running machine too. Does nothing where the cpu controller is not there: the
-    /// limit inside the machine is then the only one.
-    ///
-    /// # Errors
-    /// [`Error::Path`].
-    pub fn limit_machine(&self, quota: u64, period: u64) -> Result<(), Error> {
-        let path = self.directory.join("supervisor").join("cpu.max");
-        let quota = quota.saturating_add(period / MACHINE_SHARE);
-        match fs::write(&path, format!("{quota} {period}")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(path_error("write", &path)),
-        }
-    }
-
-    /// Moves the supervisor back to where it came from, or to the root where that is gone, kills what is left of the
+    /// Moves the supervisor back to where it came from, or to [`ENDED`] where that is gone, kills what is left of the
     /// payload and removes the container's cgroups.
     ///
     /// # Errors
     /// [`Error::Path`], [`Error::Remove`].
     pub fn end(self) -> Result<(), Error> {
         if join(&self.origin).is_err() {
-            join(mount_point()?)?;
+            // The service or session that started it is over. The root would do on a host, not in a cgroup namespace.
+            let ended = mount_point()?.join(PARENT).join(ENDED);
+            fs::create_dir_all(&ended).map_err(path_error("create", &ended))?;
+            join(&ended)?;
         }
         rvm_isolation::cgroup::remove(&self.directory).map_err(Error::Remove)
     }
@@ -195,10 +219,56 @@ fn enable_controllers(directory: &Path) -> Result<(), Error> {
     fs::write(&path, missing.join(" ")).map_err(path_error("write", &path))
 }
 
+/// Holds the machine of a container, with its supervisor, to the processor time that its workload may have, and what rvm
+/// itself needs for it. Takes effect at once, on a running machine too. Does nothing where the cpu controller is not there:
+/// the limit inside the machine is then the only one.
+///
+/// # Errors
+/// [`Error::NotMounted`], [`Error::Path`].
+pub fn limit_machine(id: &str, spec: &Spec) -> Result<(), Error> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let quota = cpu
+        .and_then(LinuxCpu::quota)
+        .and_then(|quota| u64::try_from(quota).ok());
+    let limit = match (quota, cpu.and_then(LinuxCpu::period)) {
+        (Some(quota), Some(period)) => {
+            format!("{} {period}", quota.saturating_add(period / MACHINE_SHARE))
+        }
+        _ => "max".to_owned(),
+    };
+    let path = directory(id)?.join("supervisor").join("cpu.max");
+    match fs::OpenOptions::new().write(true).open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        opened => opened
+            .and_then(|mut file| file.write_all(limit.as_bytes()))
+            .map_err(path_error("write", &path)),
+    }
+}
+
+/// Sets limits of everything that belongs to a container, its supervisor and its machine included.
+///
+/// # Errors
+/// [`Error::NotMounted`], [`Error::Limit`].
+pub fn limit(id: &str, resources: &LinuxResources) -> Result<(), Error> {
+    rvm_isolation::cgroup::limit(&directory(id)?, resources).map_err(Error::Limit)
+}
+
+/// The directory of a container's cgroups, whether or not it is there.
+pub(crate) fn directory(id: &str) -> Result<PathBuf, Error> {
+    Ok(mount_point()?.join(PARENT).join(id))
+}
+
+/// What everything that belongs to a container uses on the host; `None` where it has no cgroups.
+#[must_use]
+pub fn usage(id: &str) -> Option<Usage> {
+    rvm_isolation::cgroup::usage(&directory(id).ok()?).ok()
+}
+
 /// Whether a container has cgroups.
 #[must_use]
 pub fn exists(id: &str) -> bool {
-    mount_point().is_ok_and(|mount| mount.join(PARENT).join(id).exists())
+    directory(id).is_ok_and(|directory| directory.exists())
 }
 
 /// Kills everything in a container's cgroups and removes them. Succeeds where there are none.
@@ -206,10 +276,9 @@ pub fn exists(id: &str) -> bool {
 /// # Errors
 /// [`Error::Remove`] where processes survive.
 pub fn remove(id: &str) -> Result<(), Error> {
-    let Ok(mount) = mount_point() else {
+    let Ok(directory) = directory(id) else {
         return Ok(());
     };
-    let directory = mount.join(PARENT).join(id);
     if !directory.exists() {
         return Ok(());
     }

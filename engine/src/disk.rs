@@ -8,16 +8,23 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, SeekFrom, flock};
+use rustix::io::Errno;
 
+use crate::engine::TURN;
 use crate::names;
 
 /// Capacity. Sparse: only what the workload writes takes space on the host.
-const BYTES: u64 = 10 << 30;
+pub(crate) const BYTES: u64 = 10 << 30;
 
 /// Part of the prepared disk's name: to be changed with anything below that changes its content.
 const FORMAT: u32 = 1;
+
+/// A machine whose owner was killed has let go of its disk within this.
+const RELEASE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +38,13 @@ pub enum Error {
     /// mkfs.ext4 failed.
     #[error("mkfs.ext4 failed: {0}")]
     Make(String),
+    /// Another machine has it.
+    #[error("a virtual machine that does not end has {0} open")]
+    InUse(PathBuf),
 }
 
-/// Opens the writable disk in a container's directory, making it if need be, and says how long it is.
+/// Opens the writable disk in a container's directory, making it if need be, and says how long it is. The disk is locked
+/// as long as anybody has this file open: a machine whose owner was killed may go on writing for a moment, and is waited for.
 ///
 /// # Errors
 /// As [`Error`] says.
@@ -41,7 +52,10 @@ pub(crate) fn writable(cache: &Path, directory: &Path) -> Result<(File, u64), Er
     let path = directory.join("disk.ext4");
     let failed = |source| Error::File(path.clone(), source);
     match OpenOptions::new().read(true).write(true).open(&path) {
-        Ok(file) => return Ok((file, BYTES)),
+        Ok(file) => {
+            lock(&file, &path)?;
+            return Ok((file, BYTES));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
@@ -49,9 +63,23 @@ pub(crate) fn writable(cache: &Path, directory: &Path) -> Result<(File, u64), Er
     // Copied under another name: a disk that has its name is whole.
     let partial = directory.join("disk.ext4.new");
     let copy = create(&partial).map_err(failed)?;
+    lock(&copy, &partial)?;
     copy_sparse(&template, &copy).map_err(failed)?;
     fs::rename(&partial, &path).map_err(failed)?;
     Ok((copy, BYTES))
+}
+
+/// Locks a disk, once nobody else has it open.
+fn lock(file: &File, path: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + RELEASE_LIMIT;
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => thread::sleep(TURN),
+            Err(Errno::WOULDBLOCK) => return Err(Error::InUse(path.to_owned())),
+            Err(error) => return Err(Error::File(path.to_owned(), error.into())),
+        }
+    }
 }
 
 /// Makes the disk that is copied, before the first container needs it.
@@ -198,9 +226,12 @@ mod tests {
         assert_eq!(metadata.len(), bytes);
         assert!(metadata.blocks() * 512 < 8 << 20, "{} kB", metadata.blocks() / 2);
         file.write_all_at(b"changed", 0).unwrap();
+        drop(file);
         let (again, _) = writable(directory.path(), directory.path()).unwrap();
         let mut bytes = [0; 7];
         again.read_exact_at(&mut bytes, 0).unwrap();
         assert_eq!(&bytes, b"changed");
+        let other = File::open(directory.path().join("disk.ext4")).unwrap();
+        assert!(flock(&other, FlockOperation::NonBlockingLockExclusive).is_err());
     }
 }

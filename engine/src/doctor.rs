@@ -69,8 +69,11 @@ impl Check {
 #[must_use]
 pub fn examine(layout: &Layout) -> Vec<Check> {
     let mut checks = vec![kvm(layout)];
-    checks.extend(Asset::ALL.map(asset));
+    checks.extend(Asset::OF_MACHINES.map(|part| asset(Mode::Vm, part)));
+    // Of either mode's networks.
+    checks.push(asset(Mode::Container, Asset::Resolver));
     checks.push(program(Mode::Vm, "mkfs.ext4", "e2fsprogs"));
+    checks.push(program(Mode::Container, "nft", "nftables"));
     checks.push(privilege());
     checks.push(controllers());
     checks.extend(["overlay", "erofs"].map(file_system));
@@ -86,16 +89,19 @@ fn kvm(layout: &Layout) -> Check {
     }
 }
 
-fn asset(asset: Asset) -> Check {
+fn asset(mode: Mode, asset: Asset) -> Check {
     let name = match asset {
         Asset::Vmm => "monitor",
         Asset::Kernel => "guest kernel",
         Asset::Initramfs => "guest agent",
+        Asset::Probe => "probe",
+        Asset::Resolver => "resolver",
+        Asset::FileServer => "file server",
     };
     match asset.find() {
-        Ok(path) => Check::pass(Mode::Vm, name, path.display().to_string()),
+        Ok(path) => Check::pass(mode, name, path.display().to_string()),
         Err(error) => Check::fail(
-            Mode::Vm,
+            mode,
             name,
             error.to_string(),
             "scripts/build-guest builds it; RVM_ASSETS names the directory it is in",

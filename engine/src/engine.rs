@@ -1,9 +1,11 @@
 //! The operations behind the commands.
 
+mod settings;
+
+use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::io;
-use std::net::Shutdown;
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -15,36 +17,45 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use rvm_images::{Digest, Image, Removed, Store as ImageStore};
+use rvm_network::endpoint::Egress;
+use rvm_network::publish::Ports;
 
+use crate::attachment::Attachment;
 use crate::control::{self, Connection, Event};
 use crate::files::FilesError;
 use crate::inspect::{self, Inspection};
-use crate::record::{ImageReference, Isolation, Layer, Machine, Record, State, VERSION, now_ms};
+use crate::life::{LifeError, RELEASE_LIMIT};
+use crate::limits::{machine_memory, virtual_cpus};
+use crate::mounts::{Decided, MountError, MountPoint, Wishes};
+use crate::network::{self, Mode, Networking};
+use crate::record::{
+    ImageReference, Isolation, Layer, LogLimits, Machine, Record, Settings, State, VERSION, now_ms,
+};
+use crate::restart::{Policy, Restarts};
 use crate::store::{self, Owned, Store};
-use crate::supervisor::{ClientStreams, Handoff};
-use crate::timeline::Stamp;
-use crate::{Layout, cgroup, config, disk, kvm, layout, memory, names, spec};
+use crate::supervisor::{self, ClientStreams, Handoff, Invocation, Wanted};
+use crate::{Layout, cgroup, config, disk, health, kvm, layout, memory, names, ports, probe, spec, volumes};
 
 /// Virtual CPUs where nobody asked for a number.
 const DEFAULT_VCPUS: u8 = 4;
 
 /// CONFIG_NR_CPUS of the guest kernel.
-const MAX_VCPUS: u8 = 64;
+pub(crate) const MAX_VCPUS: u8 = 64;
 
 /// A supervisor that was told to kill its container has done so within this.
-const KILL_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const KILL_LIMIT: Duration = Duration::from_secs(20);
 
 /// Another command has looked at a container within this.
 const GLANCE: Duration = Duration::from_millis(200);
 
 /// Time between two tries.
-const TURN: Duration = Duration::from_millis(5);
+pub(crate) const TURN: Duration = Duration::from_millis(5);
 
 /// The containers and images of one installation.
 #[derive(Debug)]
 pub struct Engine {
     layout: Layout,
-    store: Store,
+    pub(crate) store: Store,
 }
 
 /// A container to be made.
@@ -62,9 +73,34 @@ pub struct Request {
     pub auto_remove: bool,
     /// Whether standard input is connected.
     pub open_stdin: bool,
+    /// Whether the end of the first attached command's standard input is the workload's.
+    pub stdin_once: bool,
+    /// The signal that asks it to end; the image's where `None`.
+    pub stop_signal: Option<i32>,
+    /// Seconds from that signal to `SIGKILL`, -1 for ever.
+    pub stop_timeout: Option<i32>,
+    /// Labels beside the image's.
+    pub labels: BTreeMap<String, String>,
+    /// How much of its output is kept.
+    pub log: LogLimits,
+    /// What is mounted in it.
+    pub mounts: Wishes,
+    /// When it is started again.
+    pub restart: Policy,
+    /// How its health is found out.
+    pub health: health::Options,
+    /// Whether rvm's own program is in it, at [`probe::PATH`].
+    pub probe: bool,
     /// Whether the supervisor collects when what was reached.
     pub timing: bool,
-    /// Everything else, which the specification holds. The host name in here is ignored.
+    /// What it is connected to, with networks and containers by name.
+    pub network: Networking,
+    /// Its ports, beside those that the image exposes.
+    pub ports: Ports,
+    /// Where it may connect to outside of its networks; everywhere where `None`.
+    pub egress: Option<Egress>,
+    /// Everything else, which the specification holds. The host name and the mounts in here are
+    /// ignored.
     pub options: spec::Options,
 }
 
@@ -83,6 +119,12 @@ pub enum Error {
     /// The containers refused.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The volumes refused.
+    #[error(transparent)]
+    Volume(#[from] volumes::Error),
+    /// Nothing can be mounted as asked.
+    #[error(transparent)]
+    Mount(#[from] MountError),
     /// The flags and the image make no container.
     #[error(transparent)]
     Spec(#[from] spec::Error),
@@ -114,6 +156,9 @@ pub enum Error {
     /// Container mode is not possible.
     #[error("container mode is not possible here")]
     Cgroup(#[from] cgroup::Error),
+    /// rvm's own program cannot be put into it.
+    #[error(transparent)]
+    Probe(#[from] probe::Error),
     /// Container mode without privilege.
     #[error("container mode needs root")]
     NotRoot,
@@ -132,6 +177,12 @@ pub enum Error {
     /// The container's supervisor cannot be ended.
     #[error("container {0} does not end: its supervisor does not answer and cannot be killed")]
     Stuck(String),
+    /// The networks refused.
+    #[error(transparent)]
+    Network(#[from] network::Error),
+    /// A container is not in the state for it.
+    #[error(transparent)]
+    Life(#[from] LifeError),
     /// A container's files could not be read.
     #[error(transparent)]
     Files(#[from] FilesError),
@@ -159,7 +210,9 @@ impl Error {
                 "boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1); `rvm doctor` shows what is missing"
                     .to_owned(),
             ),
+            Self::Network(error) => error.hint(),
             Self::Files(error) => error.hint().map(str::to_owned),
+            Self::Life(error) => error.hint(),
             Self::NotRoot => Some("use sudo".to_owned()),
             Self::Disk(disk::Error::Run(_)) => Some("install the package e2fsprogs".to_owned()),
             Self::Running(name) => Some(format!("`rvm rm -f {name}` kills it first")),
@@ -175,72 +228,15 @@ impl Error {
     }
 }
 
-/// A container that was made and not started.
+/// A container that does not run and is this process' to start.
 #[derive(Debug)]
 pub struct Created {
     /// Its ID.
     pub id: String,
-    owned: Owned,
-    timing: bool,
-}
-
-/// The command's side of a container that it started.
-#[derive(Debug)]
-pub struct Attachment {
-    /// Requests and events.
-    pub control: Connection,
-    /// The command writes; the workload reads until the command shuts it down.
-    pub stdin: UnixStream,
-    /// The command reads.
-    pub stdout: UnixStream,
-    /// The command reads.
-    pub stderr: UnixStream,
-    supervisor: Child,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunEnd {
-    /// Exit code for the command.
-    pub code: u8,
-    /// What went wrong, where the end was not the workload's own.
-    pub error: Option<String>,
-    /// The supervisor's moments, if they were asked for.
-    pub timeline: Vec<Stamp>,
-}
-
-impl Attachment {
-    /// Waits for the container's end. The supervisor is gone when this returns, and so is everything it owned.
-    #[must_use]
-    pub fn wait(mut self) -> RunEnd {
-        let end = loop {
-            match self.control.next() {
-                Ok(Event::Ended {
-                    code,
-                    error,
-                    timeline,
-                    ..
-                }) => {
-                    break RunEnd {
-                        code,
-                        error,
-                        timeline,
-                    };
-                }
-                Ok(_) => {}
-                Err(_) => {
-                    break RunEnd {
-                        code: 137,
-                        error: Some("the supervisor was killed".to_owned()),
-                        timeline: Vec::new(),
-                    };
-                }
-            }
-        };
-        // It is this process' child; waiting can only fail where somebody else has reaped it.
-        let _ = self.supervisor.wait();
-        end
-    }
+    /// What is on record of it.
+    pub record: Record,
+    pub(crate) owned: Owned,
+    pub(crate) timing: bool,
 }
 
 impl Engine {
@@ -279,17 +275,36 @@ impl Engine {
     /// As [`Error`] says.
     pub fn create(&self, request: &Request) -> Result<Created, Error> {
         let machine = self.require(request)?;
+        let probe = request.probe.then(|| probe::layer(&self.layout)).transpose()?;
         let _images_stay = self.lock_images(FlockOperation::LockShared)?;
         let image = self.images()?.resolve(&request.image)?;
+        if request.probe {
+            probe::require_place(&image)?;
+        }
+        let renamed = request.hostname.is_some();
+        let network = network::resolve(&self.store, &request.network, request.isolation, renamed)?;
+        ports::check(&request.ports, request.egress.as_ref(), &network.mode)?;
         let reservation = self.store.reserve(request.name.as_deref())?;
         let short = reservation.id[..names::SHORT_ID].to_owned();
         let mut options = request.options.clone();
-        options.hostname = request.hostname.clone().unwrap_or(short);
-        let spec = match spec::build(&image.config, &options) {
-            Ok(spec) => spec,
+        options.hostname = match &request.hostname {
+            Some(name) => name.clone(),
+            None => self.store.shared_hostname(&network.mode)?.unwrap_or(short),
+        };
+        options.shares_network = matches!(network.mode, Mode::Host | Mode::Container(_));
+        let decided = match self.decide_mounts(request, &volumes_of(&image)) {
+            Ok(decided) => decided,
             Err(error) => {
                 self.store.discard(&reservation)?;
-                return Err(error.into());
+                return Err(error);
+            }
+        };
+        let spec = match self.specify(&image, options, &decided) {
+            Ok(spec) => spec,
+            Err(error) => {
+                decided.discard(&self.volumes()?);
+                self.store.discard(&reservation)?;
+                return Err(error);
             }
         };
         let process = spec.process().as_ref();
@@ -302,7 +317,7 @@ impl Engine {
                 id: image.id.to_string(),
                 name: request.image.clone(),
             },
-            layers: layers(&image),
+            layers: probe.into_iter().chain(layers(&image)).collect(),
             command: process
                 .and_then(|process| process.args().clone())
                 .unwrap_or_default(),
@@ -310,21 +325,42 @@ impl Engine {
             auto_remove: request.auto_remove,
             open_stdin: request.open_stdin,
             machine,
+            settings: Settings {
+                network,
+                ..settings::settings(request, &image)
+            },
+            mounts: decided.mounts.clone(),
+            restarts: Restarts::default(),
+            stopped: false,
             state: State::Created,
         };
         reservation.owned.write_spec(&spec)?;
         reservation.owned.write_record(&record)?;
+        self.store.journal.container(&record, "create", &[]);
         Ok(Created {
             id: reservation.id,
+            record,
             owned: reservation.owned,
             timing: request.timing,
         })
     }
 
+    fn specify(
+        &self,
+        image: &Image,
+        mut options: spec::Options,
+        decided: &Decided,
+    ) -> Result<oci_spec::runtime::Spec, Error> {
+        options.given.tmpfs.clone_from(&decided.tmpfs);
+        let mounts = decided.mounts.shared().map(MountPoint::as_mount);
+        options.mounts = mounts.collect::<Result<_, _>>().map_err(MountError::from)?;
+        Ok(spec::build(&image.config, &options)?)
+    }
+
     /// Checks that this machine can do what is asked, and decides on the size of a virtual machine.
     fn require(&self, request: &Request) -> Result<Option<Machine>, Error> {
         let available = thread::available_parallelism().map_or(1, NonZero::get) as u64;
-        let wanted = request.options.cpus.map(spec::Cpus::whole);
+        let wanted = request.options.limits.cpus.map(spec::Cpus::whole);
         if let Some(wanted) = wanted.filter(|wanted| *wanted > available) {
             return Err(Error::TooManyCpus { wanted, available });
         }
@@ -340,53 +376,53 @@ impl Engine {
                 Ok(None)
             }
             Isolation::Vm => {
-                layout::Asset::ALL
+                layout::Asset::OF_MACHINES
                     .into_iter()
                     .try_for_each(|asset| asset.find().map(drop))?;
                 kvm::require(&self.layout)?;
                 disk::prepare(&self.layout.cache())?;
                 let vcpus = wanted.unwrap_or(available.min(DEFAULT_VCPUS.into()));
-                let limit = request.options.memory_bytes.unwrap_or_else(memory::default_limit);
+                let limit = request
+                    .options
+                    .limits
+                    .memory_bytes
+                    .unwrap_or_else(memory::default_limit);
                 let memory_mib = machine_memory(limit)?;
-                let vcpus = u8::try_from(vcpus)
-                    .ok()
-                    .filter(|vcpus| *vcpus <= MAX_VCPUS)
-                    .ok_or(Error::TooManyVcpus { wanted: vcpus })?;
+                let vcpus = virtual_cpus(vcpus)?;
                 Ok(Some(Machine { vcpus, memory_mib }))
             }
         }
     }
 
-    /// Starts a container under a supervisor of its own and connects to its streams.
+    /// Starts a container under a supervisor of its own and connects to the streams that are wanted.
     ///
     /// # Errors
     /// [`Error::Supervisor`].
-    pub fn start(&self, created: Created) -> Result<Attachment, Error> {
-        let Created { id, owned, timing } = created;
-        let pair = || UnixStream::pair().map_err(Error::Supervisor);
-        let (control, channel) = pair()?;
-        let (stdin, supervisor_stdin) = pair()?;
-        let (stdout, supervisor_stdout) = pair()?;
-        let (stderr, supervisor_stderr) = pair()?;
+    pub fn start(&self, created: Created, wanted: Wanted) -> Result<Attachment, Error> {
+        let Created {
+            id,
+            record,
+            owned,
+            timing,
+        } = created;
+        let (control, channel) = UnixStream::pair().map_err(Error::Supervisor)?;
+        let (near, far) = ClientStreams::pair(wanted).map_err(Error::Supervisor)?;
+        if wanted.stdin || wanted.stdout || wanted.stderr {
+            self.store.journal.container(&record, "attach", &[]);
+        }
         let supervisor = self
             .spawn_supervisor(&id, owned.directory(), channel, timing)
             .map_err(Error::Supervisor)?;
         let handoff = Handoff {
             lock: owned.into_lock(),
-            streams: ClientStreams {
-                stdin: supervisor_stdin,
-                stdout: supervisor_stdout,
-                stderr: supervisor_stderr,
-            },
+            streams: far,
         };
         handoff.send(&control).map_err(Error::Supervisor)?;
         // The supervisor sees end of file by itself should this command die.
         Ok(Attachment {
             control: Connection::inherited(control),
-            stdin,
-            stdout,
-            stderr,
-            supervisor,
+            streams: near,
+            supervisor: Some(supervisor),
         })
     }
 
@@ -406,12 +442,8 @@ impl Engine {
         // A process group of its own: the terminal's signals are for the command, which forwards them.
         command
             .process_group(0)
-            .arg("--root")
-            .arg(self.layout.root())
-            .arg("--run")
-            .arg(self.layout.run())
-            .args(["supervise", id])
-            .args(timing.then_some("--timing"))
+            .args(Invocation::new(&self.layout, id, timing).arguments())
+            .envs(supervisor::ENVIRONMENT)
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(channel)))
             .stdout(Stdio::null())
@@ -419,19 +451,26 @@ impl Engine {
             .spawn()
     }
 
-    /// Removes a container, killing it first with `force`.
+    /// Removes a container, killing it first with `force`, and with `volumes` the volumes without a name that it alone uses.
     ///
     /// # Errors
-    /// [`Error::Running`] without `force`; [`Error::Store`].
-    pub fn remove(&self, wanted: &str, force: bool) -> Result<Record, Error> {
+    /// [`Error::Running`] without `force`; [`LifeError::Busy`], [`Error::Stuck`], [`Error::Store`].
+    pub fn remove(&self, wanted: &str, force: bool, volumes: bool) -> Result<Record, Error> {
         let record = self.store.find(wanted)?;
-        // Without force only a command that looks at the container for a moment is waited for.
-        let deadline = Instant::now() + if force { KILL_LIMIT } else { GLANCE };
+        let limit = match record.state {
+            _ if force => KILL_LIMIT,
+            // Its supervisor is taking apart what it ran in.
+            State::Exited(_) => RELEASE_LIMIT,
+            // Only a command that looks at the container for a moment is waited for.
+            State::Created | State::Running { .. } | State::Restarting { .. } => GLANCE,
+        };
+        let deadline = Instant::now() + limit;
         loop {
             match self.store.own(&record.id) {
                 Ok(Some(owned)) => {
                     let current = owned.read_record()?;
-                    self.store.remove(&owned, &current)?;
+                    self.store
+                        .remove(&owned, &current, volumes || current.auto_remove)?;
                     return Ok(record);
                 }
                 Ok(None) if Instant::now() < deadline => self.press(&record, force)?,
@@ -440,10 +479,10 @@ impl Engine {
                     self.store.clean_up(&record.id)?;
                     thread::sleep(GLANCE);
                     if self.store.own(&record.id)?.is_none() {
-                        return Err(Error::Stuck(record.name));
+                        return Err(held(record, Error::Stuck));
                     }
                 }
-                Ok(None) => return Err(Error::Running(record.name)),
+                Ok(None) => return Err(held(record, Error::Running)),
                 Err(store::Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                     return Ok(record);
                 }
@@ -456,7 +495,12 @@ impl Engine {
     /// keeps one that has ended, and waits for its supervisor's last word.
     fn press(&self, record: &Record, force: bool) -> Result<(), Error> {
         match record.state {
-            State::Running { .. } if !force => return Err(Error::Running(record.name.clone())),
+            State::Running { paused: true, .. } if !force => {
+                return Err(LifeError::RemovePaused(record.name.clone()).into());
+            }
+            State::Running { .. } | State::Restarting { .. } if !force => {
+                return Err(Error::Running(record.name.clone()));
+            }
             State::Created if !force => {
                 thread::sleep(TURN);
                 return Ok(());
@@ -486,7 +530,21 @@ impl Engine {
         let record = self.store.find(wanted)?;
         let spec = self.store.read_spec(&record.id)?;
         let run_directory = self.store.run_directory(&record.id);
-        Ok(inspect::inspect(&record, &spec, &run_directory))
+        let health = self.health(&record);
+        let known = self.store.known_networks(&record.id)?;
+        Ok(inspect::inspect(&record, &spec, health, &run_directory, &known))
+    }
+
+    /// What is known of a container's health; `None` where it is not looked at.
+    #[must_use]
+    pub fn health(&self, record: &Record) -> Option<health::Report> {
+        record.settings.health.as_ref()?;
+        health::Report::read(&self.store.directory(&record.id))
+    }
+
+    /// The containers.
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// Keeps a container that has ended as it is; `None` where it runs.
@@ -495,6 +553,14 @@ impl Engine {
     /// [`Error::Store`].
     pub(crate) fn own(&self, id: &str) -> Result<Option<Owned>, Error> {
         Ok(self.store.own(id)?)
+    }
+
+    /// What is on record of a container.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn container(&self, wanted: &str) -> Result<Record, Error> {
+        Ok(self.store.find(wanted)?)
     }
 
     /// The directory of a container, for reading its log.
@@ -521,7 +587,12 @@ impl Engine {
                 .find(|record| record.image.id == id)
                 .map(|record| format!("container {}", record.name))
         };
-        Ok(self.images()?.remove(wanted, &in_use, force)?)
+        let images = self.images()?;
+        // What cannot be listed has no names to be told.
+        let before = images.list().unwrap_or_default();
+        let removed = images.remove(wanted, &in_use, force)?;
+        self.tell_removed(&before, &removed);
+        Ok(removed)
     }
 
     /// Keeps images from being removed between being looked up and being on a container's record.
@@ -532,15 +603,20 @@ impl Engine {
     }
 }
 
-fn machine_memory(limit: u64) -> Result<u32, Error> {
-    let available_mib = memory::host_mib().unwrap_or(u64::MAX);
-    match memory::machine_mib(limit) {
-        Some(wanted) if u64::from(wanted) <= available_mib => Ok(wanted),
-        wanted => Err(Error::TooMuchMemory {
-            wanted_mib: wanted.map_or(limit / memory::MIB, u64::from),
-            available_mib,
-        }),
+/// Why a container that somebody owns is not removed: its supervisor is the owner only where it runs.
+fn held(record: Record, by_supervisor: fn(String) -> Error) -> Error {
+    match record.state {
+        State::Running { .. } | State::Restarting { .. } => by_supervisor(record.name),
+        State::Created | State::Exited(_) => LifeError::Busy(record.name).into(),
     }
+}
+
+/// Where the image wants volumes.
+fn volumes_of(image: &Image) -> Vec<String> {
+    let config = image.config.config().as_ref();
+    config
+        .and_then(|config| config.volumes().clone())
+        .unwrap_or_default()
 }
 
 fn layers(image: &Image) -> Vec<Layer> {
@@ -552,12 +628,4 @@ fn layers(image: &Image) -> Vec<Layer> {
             bytes: layer.bytes,
         })
         .collect()
-}
-
-/// Ends the workload's standard input.
-///
-/// # Errors
-/// The socket's, where the workload has closed it already.
-pub fn close_stdin(stdin: &UnixStream) -> io::Result<()> {
-    stdin.shutdown(Shutdown::Write)
 }

@@ -1,14 +1,19 @@
-//! Operations on all images, which have to know what containers use.
+//! Operations on images that have to know what containers use, or that are told as events.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
-use rvm_images::{Digest, Removed, Usage};
+use rvm_images::{
+    ArchiveKind, Digest, Loaded, NewImage, Progress, Reference, Removed, Source, Summary, Usage,
+};
 
 use crate::engine::{Engine, Error};
 use crate::record::Record;
+use crate::volumes::VolumeUsage;
 
 /// What an installation takes on the disk.
 #[derive(Debug, Clone)]
@@ -17,6 +22,8 @@ pub struct DiskUsage {
     pub images: Usage,
     /// The containers, newest first.
     pub containers: Vec<ContainerUsage>,
+    /// The volumes, by name.
+    pub volumes: Vec<VolumeUsage>,
 }
 
 /// What a container takes on the disk.
@@ -29,6 +36,97 @@ pub struct ContainerUsage {
 }
 
 impl Engine {
+    /// Gives an image a name, and takes it from the image that had it.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn tag(&self, source: &str, target: &Reference) -> Result<(), Error> {
+        self.images()?.tag(source, target)?;
+        self.tell_image(source, Some(&target.familiar()), "tag");
+        Ok(())
+    }
+
+    /// Loads every image of an archive or layout directory: all of them, or on any error none.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn load(&self, input: Source, progress: &mut dyn FnMut(Progress)) -> Result<Vec<Loaded>, Error> {
+        let loaded = self.images()?.load(input, progress)?;
+        for image in &loaded {
+            let name = image
+                .references
+                .first()
+                .and_then(|name| name.parse::<Reference>().ok());
+            let name = name.map(|name| name.familiar());
+            self.tell_image(&image.id.to_string(), name.as_deref(), "load");
+        }
+        Ok(loaded)
+    }
+
+    /// Writes images to an archive: by name, all tags of a name without one, or by ID.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn save(&self, references: &[String], kind: ArchiveKind, output: impl Write) -> Result<(), Error> {
+        self.images()?.save(references, kind, output)?;
+        for reference in references {
+            self.tell_image(reference, Some(reference), "save");
+        }
+        Ok(())
+    }
+
+    /// Makes an image of a root file system; the answer is its ID.
+    ///
+    /// # Errors
+    /// [`Error::Image`].
+    pub fn import(
+        &self,
+        new: &NewImage<'_>,
+        layer: Source,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Digest, Error> {
+        let id = self.images()?.make(new, layer, progress)?;
+        let name = new.reference.as_ref().map(Reference::familiar);
+        self.tell_image(&id.to_string(), name.as_deref(), "import");
+        Ok(id)
+    }
+
+    /// Tells what has happened to an image of the store: by its ID, where it can be found, with its labels.
+    fn tell_image(&self, wanted: &str, name: Option<&str>, action: &str) {
+        let details = self.images().ok().and_then(|images| images.details(wanted).ok());
+        let id = details
+            .as_ref()
+            .map_or_else(|| wanted.to_owned(), |details| details.id.to_string());
+        let labels = details.and_then(|details| details.config.config().as_ref()?.labels().clone());
+        let labels = labels.unwrap_or_default().into_iter().collect();
+        let journal = &self.store.journal;
+        journal.image(&id, name.unwrap_or(&id), action, &labels);
+    }
+
+    /// Tells what has happened to an image by a name of it, as Docker does of those that come and go.
+    pub(crate) fn tell_moved(&self, reference: &Reference, action: &str) {
+        let labels = BTreeMap::new();
+        let (id, name) = (reference.familiar(), reference.familiar_repository());
+        self.store.journal.image(&id, &name, action, &labels);
+    }
+
+    /// Tells which names and images of those that there were `before` have been removed.
+    pub(crate) fn tell_removed(&self, before: &[Summary], removed: &Removed) {
+        let (journal, labels) = (&self.store.journal, BTreeMap::new());
+        for name in &removed.untagged {
+            let has_it = |image: &&Summary| {
+                let parts = image.repository.as_ref().zip(image.tag.as_ref());
+                parts.is_some_and(|(repository, tag)| *name == format!("{repository}:{tag}"))
+            };
+            let id = before.iter().find(has_it).map(|image| image.id.to_string());
+            journal.image(id.as_deref().unwrap_or(name), name, "untag", &labels);
+        }
+        for id in &removed.deleted {
+            let id = id.to_string();
+            journal.image(&id, &id, "delete", &labels);
+        }
+    }
+
     /// Removes the images without a name, or with `all` every one, that no container uses and of which `is_chosen` says
     /// so when told the moment that they were made (RFC 3339).
     ///
@@ -41,7 +139,12 @@ impl Engine {
     ) -> Result<Removed, Error> {
         let _no_new_users = self.lock_images(FlockOperation::LockExclusive)?;
         let users = self.containers()?;
-        Ok(self.images()?.prune(all, is_chosen, &|id| is_used(&users, id))?)
+        let images = self.images()?;
+        // What cannot be listed has no names to be told.
+        let before = images.list().unwrap_or_default();
+        let removed = images.prune(all, is_chosen, &|id| is_used(&users, id))?;
+        self.tell_removed(&before, &removed);
+        Ok(removed)
     }
 
     /// Measures everything.
@@ -57,6 +160,7 @@ impl Engine {
         });
         Ok(DiskUsage {
             images,
+            volumes: self.list_volumes()?,
             containers: containers.collect(),
         })
     }
@@ -68,7 +172,7 @@ fn is_used(users: &[Record], id: &Digest) -> bool {
 }
 
 /// Bytes that a tree takes on the disk. What vanishes meanwhile, and what lies too deep to have a path, is not counted.
-fn allocated(top: PathBuf) -> u64 {
+pub(crate) fn allocated(top: PathBuf) -> u64 {
     let (mut bytes, mut pending) = (0_u64, vec![top]);
     while let Some(directory) = pending.pop() {
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {

@@ -29,6 +29,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it could not be written for now: there is no room, or the file system takes no writes.
+    pub(crate) fn is_no_room(&self) -> bool {
+        use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        matches!(self, Self::Write(_, source) if matches!(source.kind(), StorageFull | QuotaExceeded | ReadOnlyFilesystem))
+    }
+
     /// Whether the file is not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -41,14 +47,32 @@ impl Error {
 /// # Errors
 /// As [`Error`] says.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
+    parse(path, &text(path)?)
+}
+
+/// Reads `path`.
+///
+/// # Errors
+/// [`Error::Read`], [`Error::TooLong`].
+pub(crate) fn text(path: &Path) -> Result<Vec<u8>, Error> {
     let read = |source| Error::Read(path.to_owned(), source);
     let file = File::open(path).map_err(read)?;
-    let mut bytes = Vec::new();
+    // With one byte more than there is, the end shows without another allocation. `take` alone would begin with 32 bytes.
+    let length = file.metadata().map_err(read)?.len().min(MAX_BYTES);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1);
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
     if bytes.len() as u64 > MAX_BYTES {
         return Err(Error::TooLong(path.to_owned()));
     }
-    serde_json::from_slice(&bytes).map_err(|source| Error::Parse(path.to_owned(), source))
+    Ok(bytes)
+}
+
+/// Parses the `text` of `path`.
+///
+/// # Errors
+/// [`Error::Parse`].
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, Error> {
+    serde_json::from_slice(text).map_err(|source| Error::Parse(path.to_owned(), source))
 }
 
 /// Replaces `path` with `value` by rename. The caller holds whatever lock guards the file, so one temporary name is

@@ -105,6 +105,12 @@ impl Layout {
         self.root.join("names")
     }
 
+    /// One directory per volume.
+    #[must_use]
+    pub fn volumes(&self) -> PathBuf {
+        self.root.join("volumes")
+    }
+
     /// What can be made again at any time.
     #[must_use]
     pub fn cache(&self) -> PathBuf {
@@ -130,7 +136,7 @@ fn user_directory(is_root: bool, system: &str, variable: &str, below_home: &str)
     }
 }
 
-/// The files that VM mode needs beside the `rvm` binary.
+/// The files that are needed beside the `rvm` binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asset {
     /// The VMM, a static executable.
@@ -139,11 +145,17 @@ pub enum Asset {
     Kernel,
     /// The guest agent, packed as an initial root file system.
     Initramfs,
+    /// The server of a directory, a static executable.
+    FileServer,
+    /// The program that looks and measures inside of containers, which only that needs.
+    Probe,
+    /// The resolver of a network, a static executable.
+    Resolver,
 }
 
 impl Asset {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Vmm, Self::Kernel, Self::Initramfs];
+    /// Those that a virtual machine needs.
+    pub const OF_MACHINES: [Self; 4] = [Self::Vmm, Self::Kernel, Self::Initramfs, Self::FileServer];
 
     /// The file's name in any of the places.
     #[must_use]
@@ -152,6 +164,9 @@ impl Asset {
             Self::Vmm => "rvm-vmm",
             Self::Kernel => "vmlinux",
             Self::Initramfs => "initramfs",
+            Self::FileServer => "rvm-fs",
+            Self::Probe => "rvm-probe",
+            Self::Resolver => "rvm-resolver",
         }
     }
 

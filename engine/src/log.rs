@@ -1,8 +1,9 @@
-//! A container's output, kept byte for byte: `log` and, once that is full, `log.1` in its directory.
+//! A container's output, kept byte for byte: `log` in its directory and, once that is full, `log.1` and so on, the
+//! greatest number the oldest.
 //!
 //! A file is a sequence of records: one byte for the stream (1 output, 2 error), eight bytes for the time in
 //! milliseconds since the epoch, four bytes for the length, then the bytes as they came; integers are little-endian.
-//! A record cut short by a crash ends the file. The pair of files is bounded, so that a workload that floods its
+//! A record cut short by a crash ends the file. Files are bounded in size and number, so that a workload that floods its
 //! output cannot fill the host's disk.
 
 use std::fs::{self, File, OpenOptions};
@@ -11,11 +12,14 @@ use std::path::{Path, PathBuf};
 
 use rvm_protocol::Stream;
 
-use crate::record::now_ms;
+use crate::record::{LogLimits, now_ms};
+use crate::rotated::{self, Files};
 
-/// A file is rotated when it has grown beyond this, so a container keeps at least this much and at most twice as
-/// much: enough for a day of a chatty service, little beside its image.
-const ROTATE_BYTES: u64 = 32 << 20;
+/// The file that grows.
+const NAME: &str = "log";
+
+/// What is to become that file.
+const NEW: &str = "log.new";
 
 /// Longest record that is written or believed.
 const MAX_RECORD: u32 = 1 << 20;
@@ -28,27 +32,32 @@ pub(crate) const CONSOLE: &str = "console";
 /// Appends to a container's log.
 #[derive(Debug)]
 pub struct Writer {
-    path: PathBuf,
+    directory: PathBuf,
     file: File,
     length: u64,
-    rotate_at: u64,
+    limits: LogLimits,
     buffer: Vec<u8>,
 }
 
 impl Writer {
-    /// Opens the log of the container in `directory`, creating it if need be.
+    /// Opens the log of the container in `directory`, creating it if need be. A record that a crash has cut short is
+    /// removed: nobody could read beyond it.
     ///
     /// # Errors
     /// Any of the file system's.
-    pub fn open(directory: &Path) -> io::Result<Self> {
-        let path = directory.join("log");
-        let file = OpenOptions::new().append(true).create(true).open(&path)?;
-        let length = file.metadata()?.len();
+    pub fn open(directory: &Path, limits: LogLimits) -> io::Result<Self> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(rotated::path(directory, NAME, 0))?;
+        let length = whole(&mut file)?;
+        file.set_len(length)?;
         Ok(Self {
-            path,
+            directory: directory.to_owned(),
             file,
             length,
-            rotate_at: ROTATE_BYTES,
+            limits,
             buffer: Vec::new(),
         })
     }
@@ -56,10 +65,10 @@ impl Writer {
     /// Appends what the workload wrote to `stream`.
     ///
     /// # Errors
-    /// Any of the file system's; the record is then missing or cut short.
+    /// Any of the file system's. What was not written is lost; later records can be.
     pub fn append(&mut self, stream: Stream, bytes: &[u8]) -> io::Result<()> {
         for chunk in bytes.chunks(MAX_RECORD as usize) {
-            if self.length >= self.rotate_at {
+            if self.length >= self.limits.max_bytes {
                 self.rotate()?;
             }
             let length = u32::try_from(chunk.len()).unwrap_or(MAX_RECORD);
@@ -68,17 +77,54 @@ impl Writer {
             self.buffer.extend(now_ms().to_le_bytes());
             self.buffer.extend(length.to_le_bytes());
             self.buffer.extend(chunk);
-            self.file.write_all(&self.buffer)?;
+            if let Err(error) = self.file.write_all(&self.buffer) {
+                // A record that is cut short would hide those that come once there is room again.
+                let _ = self.file.set_len(self.length);
+                return Err(error);
+            }
             self.length += self.buffer.len() as u64;
         }
         Ok(())
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        fs::rename(&self.path, self.path.with_extension("1"))?;
-        self.file = OpenOptions::new().append(true).create(true).open(&self.path)?;
+        // First: a full disk, where this fails, must not cost one file after the other.
+        let new = self.directory.join(NEW);
+        let file = OpenOptions::new().append(true).create(true).open(&new)?;
+        let oldest = self.limits.max_files.saturating_sub(1);
+        let path = |number| rotated::path(&self.directory, NAME, number);
+        for number in (0..oldest).rev() {
+            match fs::rename(path(number), path(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(new, path(0))?;
+        self.file = file;
         self.length = 0;
         Ok(())
+    }
+}
+
+/// The length of a file up to the end of its last whole record.
+fn whole(file: &mut File) -> io::Result<u64> {
+    let end = file.metadata()?.len();
+    let mut reader = BufReader::new(file);
+    let mut position = 0;
+    loop {
+        let mut header = [0; HEADER];
+        let Some((_, _, length)) = read_whole(&mut reader, &mut header)?
+            .then(|| parse(header))
+            .flatten()
+        else {
+            return Ok(position);
+        };
+        let next = position + HEADER as u64 + u64::from(length);
+        if next > end {
+            return Ok(position);
+        }
+        reader.seek_relative(length.into())?;
+        position = next;
     }
 }
 
@@ -93,50 +139,72 @@ pub struct Entry {
     pub bytes: Vec<u8>,
 }
 
-/// Reads the log of the container in `directory` from its beginning, oldest entry first.
-///
-/// # Errors
-/// Any of the file system's but the absence of a file: a container that wrote nothing has no log.
-pub fn read(directory: &Path) -> io::Result<impl Iterator<Item = io::Result<Entry>>> {
-    let mut files = Vec::new();
-    for name in ["log.1", "log"] {
-        match File::open(directory.join(name)) {
-            Ok(file) => files.push(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+/// Reads a container's log, also while it grows and is rotated.
+#[derive(Debug)]
+pub struct Reader(Files);
+
+impl Reader {
+    /// Opens the log of the container in `directory` at its beginning. A container that wrote nothing has no log.
+    ///
+    /// # Errors
+    /// Any of the file system's but the absence of files.
+    pub fn open(directory: &Path) -> io::Result<Self> {
+        Ok(Self(Files::open(directory, NAME)?))
     }
-    Ok(files.into_iter().flat_map(|file| {
-        let mut reader = BufReader::new(file);
-        std::iter::from_fn(move || next_entry(&mut reader).transpose())
-    }))
+
+    /// Goes back to the beginning of what [`Reader::next_known`] reads.
+    pub fn rewind(&mut self) {
+        self.0.rewind();
+    }
+
+    /// The next entry, oldest first, of the files that were there when this was opened.
+    ///
+    /// # Errors
+    /// Any of the file system's.
+    pub fn next_known(&mut self) -> io::Result<Option<Entry>> {
+        self.0.next_known(next_entry)
+    }
+
+    /// The next entry, oldest first; `None` where there is none yet.
+    ///
+    /// # Errors
+    /// Any of the file system's.
+    pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
+        self.0.next(next_entry)
+    }
 }
 
-/// The next entry; `None` at the end and at a record that is cut short or damaged.
-fn next_entry(reader: &mut impl Read) -> io::Result<Option<Entry>> {
+/// The next entry and its length; `None` at the end and at a record that is cut short or damaged.
+fn next_entry(mut file: &File) -> rotated::Read<Entry> {
     let mut header = [0; HEADER];
-    if !read_whole(reader, &mut header)? {
+    if !read_whole(&mut file, &mut header)? {
         return Ok(None);
     }
+    let Some((stream, time_ms, length)) = parse(header) else {
+        return Ok(None);
+    };
+    let mut bytes = vec![0; length as usize];
+    if !read_whole(&mut file, &mut bytes)? {
+        return Ok(None);
+    }
+    let entry = Entry {
+        stream,
+        time_ms,
+        bytes,
+    };
+    Ok(Some((entry, HEADER as u64 + u64::from(length))))
+}
+
+/// Stream, time and length; `None` where it is no header.
+fn parse(header: [u8; HEADER]) -> Option<(Stream, u64, u32)> {
     let [stream, time @ .., a, b, c, d] = header;
     let stream = match stream {
         1 => Stream::Stdout,
         2 => Stream::Stderr,
-        _ => return Ok(None),
+        _ => return None,
     };
     let length = u32::from_le_bytes([a, b, c, d]);
-    if length > MAX_RECORD {
-        return Ok(None);
-    }
-    let mut bytes = vec![0; length as usize];
-    if !read_whole(reader, &mut bytes)? {
-        return Ok(None);
-    }
-    Ok(Some(Entry {
-        stream,
-        time_ms: u64::from_le_bytes(time),
-        bytes,
-    }))
+    (length <= MAX_RECORD).then(|| (stream, u64::from_le_bytes(time), length))
 }
 
 /// Fills `buffer`; `false` where the file ends first.
@@ -163,24 +231,33 @@ pub fn console(directory: &Path) -> io::Result<Vec<u8>> {
 mod tests {
     use super::*;
 
+    fn next(reader: &mut Reader) -> Option<(Stream, Vec<u8>)> {
+        let entry = reader.next_entry().unwrap();
+        entry.map(|entry| (entry.stream, entry.bytes))
+    }
+
     fn entries(directory: &Path) -> Vec<(Stream, Vec<u8>)> {
-        read(directory)
-            .unwrap()
-            .map(|entry| entry.map(|entry| (entry.stream, entry.bytes)).unwrap())
-            .collect()
+        let mut reader = Reader::open(directory).unwrap();
+        std::iter::from_fn(|| next(&mut reader)).collect()
+    }
+
+    fn writer(directory: &Path) -> Writer {
+        Writer::open(directory, LogLimits::default()).unwrap()
+    }
+
+    fn small(directory: &Path, max_bytes: u64, max_files: u32) -> Writer {
+        let limits = LogLimits { max_bytes, max_files };
+        Writer::open(directory, limits).unwrap()
     }
 
     #[test]
     fn every_byte_comes_back_in_order() {
         let directory = tempfile::tempdir().unwrap();
-        let mut writer = Writer::open(directory.path()).unwrap();
-        writer.append(Stream::Stdout, b"\0\xff\n").unwrap();
-        writer.append(Stream::Stderr, b"error").unwrap();
-        drop(writer);
-        Writer::open(directory.path())
-            .unwrap()
-            .append(Stream::Stdout, b"again")
-            .unwrap();
+        let mut first = writer(directory.path());
+        first.append(Stream::Stdout, b"\0\xff\n").unwrap();
+        first.append(Stream::Stderr, b"error").unwrap();
+        drop(first);
+        writer(directory.path()).append(Stream::Stdout, b"again").unwrap();
         assert_eq!(
             entries(directory.path()),
             [
@@ -193,28 +270,80 @@ mod tests {
 
     #[test]
     fn a_flood_is_bounded_and_keeps_the_newest() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut writer = Writer::open(directory.path()).unwrap();
-        writer.rotate_at = 1000;
-        for number in 0..100u8 {
-            writer.append(Stream::Stdout, &[number; 100]).unwrap();
+        for (files, kept) in [(1, 1..=10), (2, 9..=20), (4, 27..=40)] {
+            let directory = tempfile::tempdir().unwrap();
+            let mut writer = small(directory.path(), 1000, files);
+            for number in 0..100u8 {
+                writer.append(Stream::Stdout, &[number; 100]).unwrap();
+            }
+            let entries = entries(directory.path());
+            assert!(kept.contains(&entries.len()), "{}", entries.len());
+            let numbers = entries.iter().map(|(_, bytes)| bytes[0]);
+            assert!(numbers.eq(100 - u8::try_from(entries.len()).unwrap()..100));
+            let names = fs::read_dir(directory.path()).unwrap().count();
+            assert_eq!(names, files as usize);
         }
-        let kept = entries(directory.path());
-        assert_eq!(kept.last().unwrap().1[0], 99);
-        assert!((9..=20).contains(&kept.len()), "{}", kept.len());
     }
 
     #[test]
-    fn a_damaged_file_ends_early() {
+    fn a_reader_follows_through_rotations() {
         let directory = tempfile::tempdir().unwrap();
-        let mut writer = Writer::open(directory.path()).unwrap();
-        writer.append(Stream::Stdout, b"whole").unwrap();
-        writer.append(Stream::Stdout, b"torn").unwrap();
+        let mut reader = Reader::open(directory.path()).unwrap();
+        assert_eq!(next(&mut reader), None);
+        let mut writer = small(directory.path(), 300, 3);
+        for number in 0..100u8 {
+            writer.append(Stream::Stdout, &[number; 100]).unwrap();
+            if number % 2 == 1 {
+                for expected in [number - 1, number] {
+                    assert_eq!(next(&mut reader), Some((Stream::Stdout, vec![expected; 100])));
+                }
+                assert_eq!(next(&mut reader), None);
+            }
+        }
+        // One that falls behind goes on with the oldest that is left.
+        for number in 100..200u8 {
+            writer.append(Stream::Stdout, &[number; 100]).unwrap();
+        }
+        let seen: Vec<_> = std::iter::from_fn(|| next(&mut reader))
+            .map(|(_, bytes)| bytes[0])
+            .collect();
+        assert_eq!(seen.last(), Some(&199));
+        assert!(seen.is_sorted() && seen.len() < 100, "{seen:?}");
+    }
+
+    #[test]
+    fn what_was_open_is_read_again_whatever_was_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = small(directory.path(), 300, 2);
+        for number in 0..4u8 {
+            writer.append(Stream::Stdout, &[number; 100]).unwrap();
+        }
+        let mut reader = Reader::open(directory.path()).unwrap();
+        for number in 4..12u8 {
+            writer.append(Stream::Stdout, &[number; 100]).unwrap();
+        }
+        assert_eq!(next(&mut reader), Some((Stream::Stdout, vec![0; 100])));
+        reader.rewind();
+        assert_eq!(next(&mut reader), Some((Stream::Stdout, vec![0; 100])));
+    }
+
+    #[test]
+    fn a_damaged_file_ends_early_and_is_mended_by_the_next_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut first = writer(directory.path());
+        first.append(Stream::Stdout, b"whole").unwrap();
+        first.append(Stream::Stdout, b"torn").unwrap();
         let path = directory.path().join("log");
         let bytes = fs::read(&path).unwrap();
         for cut in [bytes.len() - 1, HEADER + 5 + 3] {
             fs::write(&path, &bytes[..cut]).unwrap();
             assert_eq!(entries(directory.path()).len(), 1);
+            writer(directory.path()).append(Stream::Stderr, b"after").unwrap();
+            let expected = [
+                (Stream::Stdout, b"whole".to_vec()),
+                (Stream::Stderr, b"after".to_vec()),
+            ];
+            assert_eq!(entries(directory.path()), expected);
         }
         fs::write(&path, [9; 100]).unwrap();
         assert!(entries(directory.path()).is_empty());

@@ -46,6 +46,7 @@ impl Engine {
             registries: registries(reference.domain(), pull.verifies_tls)?,
         };
         let pulled = self.images()?.pull(&request, progress)?;
+        self.tell_moved(&reference, "pull");
         Ok((reference, pulled))
     }
 
@@ -59,7 +60,15 @@ impl Engine {
             all_tags: push.all_tags,
             registries: registries(push.reference.domain(), push.verifies_tls)?,
         };
-        Ok(self.images()?.push(&request, progress)?)
+        let pushed = self.images()?.push(&request, progress)?;
+        for one in &pushed {
+            let tagged = format!("{}:{}", push.reference.familiar_repository(), one.tag);
+            // It is one: it has been pushed.
+            if let Ok(reference) = tagged.parse() {
+                self.tell_moved(&reference, "push");
+            }
+        }
+        Ok(pushed)
     }
 }
 

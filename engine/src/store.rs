@@ -14,7 +14,9 @@ use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 
+use crate::events::Journal;
 use crate::record::{Exited, Record, State, VERSION};
+use crate::volumes::Volumes;
 use crate::{Layout, cgroup, json, layout, names, tree};
 
 /// Tries at finding a generated name that is free.
@@ -23,7 +25,8 @@ const NAME_TRIES: usize = 64;
 /// The containers of one root directory.
 #[derive(Debug, Clone)]
 pub struct Store {
-    layout: Layout,
+    pub(crate) layout: Layout,
+    pub(crate) journal: Journal,
 }
 
 /// Why the store refused.
@@ -54,12 +57,21 @@ pub enum Error {
         "\"{0}\" cannot name a container: use letters, digits, '_', '.' and '-', at least two characters"
     )]
     NameInvalid(String),
+    /// The container has this name.
+    #[error("the container is called \"{0}\" already")]
+    SameName(String),
+    /// The container could not be taken off its networks, or renamed there.
+    #[error("cannot change the networks of container {0}")]
+    Networks(String, #[source] Box<rvm_network::Error>),
     /// Nothing has this name or ID.
     #[error("no such container: {0}")]
     NotFound(String),
     /// Several IDs begin with this.
     #[error("several containers have an ID that begins with {0}")]
     Ambiguous(String),
+    /// Its volumes could not be removed.
+    #[error(transparent)]
+    Volume(#[from] crate::volumes::Error),
     /// The container's cgroup could not be removed.
     #[error("cannot clean up after container {id}")]
     CleanUp {
@@ -108,6 +120,16 @@ impl Owned {
         self.lock
     }
 
+    /// Another handle on the locked open file.
+    ///
+    /// # Errors
+    /// [`Error::Path`] where there are no more descriptors.
+    pub fn another_lock(&self) -> Result<File, Error> {
+        self.lock
+            .try_clone()
+            .map_err(path_error("keep the lock of", &self.directory))
+    }
+
     /// Replaces the record.
     ///
     /// # Errors
@@ -145,7 +167,8 @@ impl Store {
     /// The containers below `layout`'s root.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
-        Self { layout }
+        let journal = Journal::new(&layout);
+        Self { layout, journal }
     }
 
     /// A container's directory.
@@ -158,6 +181,13 @@ impl Store {
     #[must_use]
     pub fn run_directory(&self, id: &str) -> PathBuf {
         self.layout.run().join(&id[..id.len().min(names::SHORT_ID)])
+    }
+
+    /// The directory of the sockets of a machine that reads a container's files. It says nothing of whether the container
+    /// runs.
+    #[must_use]
+    pub fn files_directory(&self, id: &str) -> PathBuf {
+        self.run_directory(id).with_extension("files")
     }
 
     /// Makes an empty, locked container directory under a new ID and reserves its name.
@@ -194,6 +224,37 @@ impl Store {
         remove_tree(reservation.owned.directory())
     }
 
+    /// Gives a container another name: on its record and as its link, with the caller's lock on the container.
+    ///
+    /// # Errors
+    /// [`Error::NameInvalid`], [`Error::SameName`], [`Error::NameTaken`], [`Error::Path`], [`Error::Json`].
+    pub fn rename(&self, owned: &Owned, record: &mut Record, name: &str) -> Result<(), Error> {
+        if !names::is_valid_name(name) {
+            return Err(Error::NameInvalid(name.to_owned()));
+        }
+        if record.name == name {
+            return Err(Error::SameName(name.to_owned()));
+        }
+        let link = |name: &str| self.layout.names().join(name);
+        // Whether somebody has the name is found out first: it may take the guard for putting a dead one right.
+        if link(name).is_symlink() && !self.release_stale_name(&link(name))? {
+            return Err(Error::NameTaken(name.to_owned()));
+        }
+        // With it, whoever finds a link whose container has another name on record knows that a renaming was cut short.
+        let _guard = self.guard(FlockOperation::LockExclusive)?;
+        match symlink(&record.id, link(name)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::NameTaken(name.to_owned()));
+            }
+            made => made.map_err(path_error("create", &link(name)))?,
+        }
+        let old = std::mem::replace(&mut record.name, name.to_owned());
+        owned.write_record(record)?;
+        self.journal
+            .container(record, "rename", &[("oldName", &format!("/{old}"))]);
+        fs::remove_file(link(&old)).map_err(path_error("remove", &link(&old)))
+    }
+
     fn reserve_name(&self, id: &str, wanted: Option<&str>) -> Result<String, Error> {
         let mut candidate = wanted.map_or_else(names::new_name, str::to_owned);
         for _ in 0..NAME_TRIES {
@@ -215,17 +276,23 @@ impl Store {
         Err(Error::NameTaken(candidate))
     }
 
-    /// Removes a name whose container is gone or dead and to be removed. Says whether the name may be tried again.
+    /// Removes a name whose container is gone, dead and to be removed, or has another name. Says whether the name may be
+    /// tried again.
     fn release_stale_name(&self, link: &Path) -> Result<bool, Error> {
         let Ok(target) = fs::read_link(link) else {
             return Ok(true);
         };
         let directory = self.layout.containers().join(&target);
         self.examine(&directory)?;
-        if directory.exists() {
+        let _guard = self.guard(FlockOperation::LockExclusive)?;
+        // A new container has its name before its record; one that is renamed is so under the guard.
+        let has_it = match read_record(&directory) {
+            Ok(record) => link.file_name() == Some(record.name.as_ref()),
+            Err(_) => directory.exists(),
+        };
+        if has_it {
             return Ok(false);
         }
-        let _guard = self.guard(FlockOperation::LockExclusive)?;
         match fs::remove_file(link) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(path_error("remove", link)(source))
@@ -239,19 +306,42 @@ impl Store {
     /// # Errors
     /// [`Error::Path`] where the directory cannot be listed; [`Error::CleanUp`] and [`Error::Json`] from repairs.
     pub fn entries(&self) -> Result<Vec<Record>, Error> {
-        let directory = self.layout.containers();
-        let mut records = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(path_error("list", &directory))? {
-            let entry = entry.map_err(path_error("list", &directory))?;
-            if !entry.file_name().to_string_lossy().starts_with('.') {
-                records.extend(self.examine(&entry.path())?);
-            }
-        }
+        let mut records = self.examine_all(|_| true)?;
         records.sort_by_key(|record| std::cmp::Reverse(record.created_ms));
         Ok(records)
     }
 
-    /// Reads the specification of a container that others may own: it is written once.
+    /// Every container as it is on record, whether or not that is still so.
+    pub(crate) fn records(&self) -> Result<Vec<Record>, Error> {
+        let directory = self.layout.containers();
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(path_error("list", &directory))? {
+            let entry = entry.map_err(path_error("list", &directory))?;
+            match read_record(&entry.path()) {
+                // It is being made or removed.
+                Err(Error::Json(error)) if error.is_not_found() => {}
+                record => records.push(record?),
+            }
+        }
+        Ok(records)
+    }
+
+    /// The containers whose ID is wanted.
+    fn examine_all(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Record>, Error> {
+        let directory = self.layout.containers();
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&directory).map_err(path_error("list", &directory))? {
+            let entry = entry.map_err(path_error("list", &directory))?;
+            let id = entry.file_name();
+            let id = id.to_string_lossy();
+            if !id.starts_with('.') && is_wanted(&id) {
+                records.extend(self.examine(&entry.path())?);
+            }
+        }
+        Ok(records)
+    }
+
+    /// Reads the specification of a container that others may own: it is only ever replaced as a whole.
     ///
     /// # Errors
     /// [`Error::Json`].
@@ -264,14 +354,21 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Ambiguous`], and what [`Store::entries`] returns.
     pub fn find(&self, wanted: &str) -> Result<Record, Error> {
-        let mut by_id = Vec::new();
-        for record in self.entries()? {
-            if record.name == wanted || record.id == wanted {
-                return Ok(record);
+        // The others are none of this command's business, however many there are.
+        if names::is_valid_name(wanted) {
+            let named = fs::read_link(self.layout.names().join(wanted)).ok();
+            for id in [Some(PathBuf::from(wanted)), named].into_iter().flatten() {
+                match self.examine(&self.layout.containers().join(id))? {
+                    Some(record) if record.name == wanted || record.id == wanted => return Ok(record),
+                    _ => {}
+                }
             }
-            if !wanted.is_empty() && record.id.starts_with(wanted) {
-                by_id.push(record);
-            }
+        }
+        let mut by_id = self.examine_all(|id| !wanted.is_empty() && id.starts_with(wanted))?;
+        if by_id.is_empty() {
+            // A removal that was killed may have taken the name and left the rest.
+            by_id = self.entries()?;
+            by_id.retain(|record| record.name == wanted);
         }
         match by_id.len() {
             0 => Err(Error::NotFound(wanted.to_owned())),
@@ -332,25 +429,49 @@ impl Store {
     }
 
     /// Puts right what a supervisor left that was killed: at any moment between making its sockets' directory, the first
-    /// thing it does, and removing that, the last.
+    /// thing it does, and removing that, the last. `record` was read with the lock held.
     fn repair(&self, owned: &Owned, mut record: Record) -> Result<Option<Record>, Error> {
+        let on_record = record.state.clone();
+        // A command was killed while it read the files.
+        let files = self.files_directory(&record.id);
+        if files.exists() {
+            remove_tree(&files)?;
+        }
         if self.run_directory(&record.id).exists() || cgroup::exists(&record.id) {
             self.clean_up(&record.id)?;
             if !matches!(record.state, State::Exited(_)) {
                 record.state = State::Exited(Exited::killed(&record.state));
             }
-        } else if let State::Running { .. } = record.state {
+        } else if record.state.is_active() {
             // The machine was restarted.
             record.state = State::Exited(Exited::killed(&record.state));
         }
-        if record.auto_remove {
-            self.remove(owned, &record)?;
+        let changed = on_record != record.state;
+        // One that was never started waits for that, as Docker has it.
+        let goes = record.auto_remove && record.state != State::Created;
+        if changed && !goes {
+            match owned.write_record(&record) {
+                // The truth is shown all the same, and put on record by a later command.
+                Err(Error::Json(error)) if error.is_no_room() => return Ok(Some(record)),
+                written => written?,
+            }
+        }
+        if changed {
+            self.tell_killed(&record, &on_record);
+        }
+        if goes {
+            self.remove(owned, &record, true)?;
             return Ok(None);
         }
-        if owned.read_record()?.state != record.state {
-            owned.write_record(&record)?;
-        }
         Ok(Some(record))
+    }
+
+    /// Tells that a container was killed which was in the state `before`.
+    fn tell_killed(&self, record: &Record, before: &State) {
+        // One that waits to be started again has died before.
+        if !matches!(before, State::Restarting { .. }) {
+            self.journal.died(record, &Exited::killed(before));
+        }
     }
 
     /// Ends whatever may still live of a container that nobody owns: its processes, cgroups and sockets.
@@ -362,6 +483,8 @@ impl Store {
             id: id.to_owned(),
             source,
         })?;
+        self.leave_networks(id)?;
+        remove_tree(&self.files_directory(id))?;
         remove_tree(&self.run_directory(id))
     }
 
@@ -396,17 +519,25 @@ impl Store {
     }
 
     /// Removes everything of a container that has ended. The directory goes last: as long as it exists, the next
-    /// command finds what remains to be cleaned up.
+    /// command finds what remains to be cleaned up. With `volumes`, those volumes go too that were made for it without a name.
     ///
     /// # Errors
-    /// [`Error::CleanUp`], [`Error::Path`].
-    pub fn remove(&self, owned: &Owned, record: &Record) -> Result<(), Error> {
+    /// [`Error::CleanUp`], [`Error::Path`], [`Error::Volume`].
+    pub fn remove(&self, owned: &Owned, record: &Record, volumes: bool) -> Result<(), Error> {
         self.clean_up(&record.id)?;
+        if volumes {
+            Volumes::open(&self.layout)?.remove_of(self, record)?;
+        }
+        if record.state.is_active() {
+            self.tell_killed(record, &record.state);
+        }
         let link = self.layout.names().join(&record.name);
         if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == record.id.as_str()) {
             fs::remove_file(&link).map_err(path_error("remove", &link))?;
         }
-        remove_tree(owned.directory())
+        remove_tree(owned.directory())?;
+        self.journal.container(record, "destroy", &[]);
+        Ok(())
     }
 
     fn guard(&self, operation: FlockOperation) -> Result<File, Error> {
@@ -424,11 +555,12 @@ fn read_record(directory: &Path) -> Result<Record, Error> {
         id: String,
     }
     let path = directory.join("container.json");
-    let versioned: Versioned = json::read(&path)?;
+    let text = json::text(&path)?;
+    let versioned: Versioned = json::parse(&path, &text)?;
     if versioned.version > VERSION {
         return Err(Error::Newer(versioned.id));
     }
-    Ok(json::read(&path)?)
+    Ok(json::parse(&path, &text)?)
 }
 
 fn path_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
@@ -441,118 +573,4 @@ fn remove_tree(directory: &Path) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::record::{ImageReference, Isolation, now_ms};
-
-    fn store() -> (tempfile::TempDir, Store) {
-        let directory = tempfile::tempdir().unwrap();
-        let layout = Layout::new(
-            Some(directory.path().join("root")),
-            Some(directory.path().join("run")),
-        )
-        .unwrap();
-        (directory, Store::new(layout))
-    }
-
-    fn record(reservation: &Reservation, auto_remove: bool, state: State) -> Record {
-        Record {
-            version: VERSION,
-            id: reservation.id.clone(),
-            name: reservation.name.clone(),
-            isolation: Isolation::Container,
-            image: ImageReference {
-                id: "sha256:0".into(),
-                name: "test".into(),
-            },
-            layers: Vec::new(),
-            command: vec!["true".into()],
-            created_ms: now_ms(),
-            auto_remove,
-            open_stdin: false,
-            machine: None,
-            state,
-        }
-    }
-
-    fn make(store: &Store, name: &str, auto_remove: bool, state: State) -> (String, Owned) {
-        let reservation = store.reserve(Some(name)).unwrap();
-        let record = record(&reservation, auto_remove, state);
-        reservation.owned.write_record(&record).unwrap();
-        (reservation.id, reservation.owned)
-    }
-
-    #[test]
-    fn a_name_is_taken_until_its_container_is_removed() {
-        let (_directory, store) = store();
-        let (id, owned) = make(&store, "web", false, State::Created);
-        assert!(matches!(store.reserve(Some("web")), Err(Error::NameTaken(_))));
-        assert!(matches!(store.reserve(Some("../x")), Err(Error::NameInvalid(_))));
-        let record = store.find("web").unwrap();
-        assert_eq!(record.id, id);
-        store.remove(&owned, &record).unwrap();
-        assert!(matches!(store.find("web"), Err(Error::NotFound(_))));
-        store.reserve(Some("web")).unwrap();
-    }
-
-    #[test]
-    fn a_failed_reservation_leaves_nothing() {
-        let (_directory, store) = store();
-        let (_, _owned) = make(&store, "web", false, State::Created);
-        assert!(store.reserve(Some("web")).is_err());
-        assert_eq!(fs::read_dir(store.layout.containers()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn containers_are_found_by_unique_beginnings() {
-        let (_directory, store) = store();
-        let (first, _a) = make(&store, "one", false, State::Created);
-        let (_, _b) = make(&store, "two", false, State::Created);
-        assert_eq!(store.find(&first[..SHORT]).unwrap().name, "one");
-        assert!(matches!(store.find(""), Err(Error::NotFound(_))));
-    }
-    const SHORT: usize = names::SHORT_ID;
-
-    #[test]
-    fn a_half_made_container_disappears_with_its_name() {
-        let (_directory, store) = store();
-        let reservation = store.reserve(Some("half")).unwrap();
-        assert_eq!(store.entries().unwrap().len(), 0);
-        assert!(reservation.owned.directory().exists(), "its maker still lives");
-        drop(reservation);
-        assert_eq!(store.entries().unwrap().len(), 0);
-        assert_eq!(fs::read_dir(store.layout.containers()).unwrap().count(), 0);
-        assert_eq!(fs::read_dir(store.layout.names()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_container_without_owner_is_not_shown_as_running() {
-        let (_directory, store) = store();
-        let running = State::Running {
-            supervisor_pid: 1,
-            pid: 1,
-            started_ms: 1,
-        };
-        let (kept, owned) = make(&store, "kept", false, running.clone());
-        let (_, owned_too) = make(&store, "gone", true, running);
-        assert_eq!(store.entries().unwrap().len(), 2);
-        drop((owned, owned_too));
-        let records = store.entries().unwrap();
-        assert_eq!(records.len(), 1);
-        assert_eq!(records[0].id, kept);
-        assert!(matches!(&records[0].state, State::Exited(exited) if exited.code == 137));
-        store.reserve(Some("gone")).unwrap();
-    }
-
-    #[test]
-    fn a_newer_record_is_refused() {
-        let (_directory, store) = store();
-        let (id, _owned) = make(&store, "new", false, State::Created);
-        let path = store.directory(&id).join("container.json");
-        let newer = fs::read_to_string(&path)
-            .unwrap()
-            .replace("\"version\":1", "\"version\":2,\"more\":true");
-        fs::write(&path, newer).unwrap();
-        assert!(matches!(store.entries(), Err(Error::Newer(_))));
-    }
-}
+mod tests;

@@ -41,6 +41,43 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 13] = [
+        Self::Command,
+        Self::Created,
+        Self::Supervised,
+        Self::VmmStarted,
+        Self::FirstEntry,
+        Self::AgentStarted,
+        Self::AgentReady,
+        Self::Isolated,
+        Self::Executed,
+        Self::FirstByte,
+        Self::Exited,
+        Self::TornDown,
+        Self::Done,
+    ];
+
+    /// In one word, as it is in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Created => "created",
+            Self::Supervised => "supervised",
+            Self::VmmStarted => "vmm_started",
+            Self::FirstEntry => "first_entry",
+            Self::AgentStarted => "agent_started",
+            Self::AgentReady => "agent_ready",
+            Self::Isolated => "isolated",
+            Self::Executed => "executed",
+            Self::FirstByte => "first_byte",
+            Self::Exited => "exited",
+            Self::TornDown => "torn_down",
+            Self::Done => "done",
+        }
+    }
+
     /// What has been reached, in a few words.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -86,6 +123,21 @@ fn now_us() -> u64 {
     now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000
 }
 
+/// How long each phase took, in microseconds: from the latest moment before it, and of the first from `start`. Those that were
+/// not reached are left out. Moments that were overtaken, as an exit is by the last of its output, took no time.
+#[must_use]
+pub fn durations(start: u64, stamps: &[Stamp]) -> Vec<(Phase, u64)> {
+    let mut stamps = stamps.to_vec();
+    stamps.sort_by_key(|stamp| stamp.phase);
+    let mut latest = start;
+    let mut durations = Vec::with_capacity(stamps.len());
+    for stamp in stamps {
+        durations.push((stamp.phase, stamp.us.saturating_sub(latest)));
+        latest = latest.max(stamp.us);
+    }
+    durations
+}
+
 /// Collects stamps from several threads, or none. Clones collect into the same.
 #[derive(Debug, Clone, Default)]
 pub struct Timeline(Option<Arc<Mutex<Vec<Stamp>>>>);
@@ -126,6 +178,9 @@ impl Timeline {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -141,6 +196,85 @@ mod tests {
         let stamps = timeline.stamps();
         assert_eq!((stamps.len(), stamps[0].us), (2, 5));
         assert!(stamps[1].us > 5);
+    }
+
+    /// How long phases took that last at least these times, each marked by a thread of its own.
+    fn delayed(delays: &[(Phase, Duration)]) -> Vec<(Phase, u64)> {
+        let timeline = Timeline::new(true);
+        let start = Stamp::now(Phase::Command);
+        for (phase, delay) in delays {
+            // Busy until the time is over: a sleep may be much longer.
+            let begun = Instant::now();
+            while begun.elapsed() < *delay {
+                std::hint::spin_loop();
+            }
+            thread::scope(|scope| scope.spawn(|| timeline.mark(*phase)).join().unwrap());
+        }
+        let mut stamps = timeline.stamps();
+        stamps.reverse();
+        durations(start.us, &stamps)
+    }
+
+    /// Known delays between the moments are found, each within 5 %. A phase is never told to be shorter; it may be longer where
+    /// this machine was busy with other things, so the least of several tries counts.
+    #[test]
+    fn known_delays_are_found() {
+        let phases = [
+            Phase::Created,
+            Phase::FirstEntry,
+            Phase::AgentReady,
+            Phase::Executed,
+        ];
+        let delays = [20_u64, 40, 30, 50].map(Duration::from_millis);
+        let expected: Vec<_> = phases.into_iter().zip(delays).collect();
+        let mut least = [Duration::MAX; 4];
+        let is_right = |least: &[Duration; 4]| {
+            let mut pairs = least.iter().zip(delays);
+            pairs.all(|(least, delay)| *least <= delay.mul_f64(1.05))
+        };
+        for _ in 0..50 {
+            let found = delayed(&expected);
+            assert_eq!(found.iter().map(|(phase, _)| *phase).collect::<Vec<_>>(), phases);
+            for ((least, (_, us)), delay) in least.iter_mut().zip(found).zip(delays) {
+                *least = Duration::from_micros(us).min(*least);
+                assert!(
+                    *least + Duration::from_micros(1) >= delay,
+                    "{least:?} instead of {delay:?}"
+                );
+            }
+            if is_right(&least) {
+                return;
+            }
+        }
+        panic!("{least:?} instead of {delays:?}");
+    }
+
+    /// A moment that another overtakes takes no time from it, and all together are the whole.
+    #[test]
+    fn durations_add_up_whatever_overtakes_what() {
+        let stamp = |phase, us| Stamp { phase, us };
+        let stamps = [
+            stamp(Phase::Command, 110),
+            stamp(Phase::Executed, 170),
+            stamp(Phase::FirstByte, 150),
+            stamp(Phase::Exited, 200),
+        ];
+        let found = durations(100, &stamps);
+        let expected = [
+            (Phase::Command, 10),
+            (Phase::Executed, 60),
+            (Phase::FirstByte, 0),
+            (Phase::Exited, 30),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn phases_are_named_as_in_json() {
+        assert!(Phase::ALL.is_sorted());
+        for phase in Phase::ALL {
+            assert_eq!(serde_json::to_value(phase).unwrap(), phase.name());
+        }
     }
 
     #[test]

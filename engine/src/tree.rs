@@ -1,7 +1,7 @@
 //! Removing a directory that a workload has filled.
 //!
 //! A workload can nest directories deeper than there are descriptors, or than a path may be long, and a recursive removal
-//! then fails. Here every directory is first moved to one level, so that neither depth nor length matters.
+//! then fails. Here directories that lie deep are first moved to one level, so that neither depth nor length matters.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 /// Where directories are moved to: inside the directory to be removed, so that a removal that was killed is finished
 /// by the next. No file of rvm's has this name.
 const FLAT: &str = ".removing";
+
+/// How deep directories may lie to be removed where they are: with names of 255 bytes a path is still short enough.
+const SHALLOW: u32 = 8;
 
 /// Removes a directory of rvm's with everything in it. One that is not there is fine. Symbolic links are removed, not
 /// followed: nobody but the caller, who has ended the workload, can reach the tree.
@@ -22,12 +25,9 @@ pub(crate) fn remove(directory: &Path) -> io::Result<()> {
 }
 
 fn remove_existing(directory: &Path) -> io::Result<()> {
-    // Files first: on a full disk there is no room for another directory.
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if !entry.file_type()?.is_dir() {
-            fs::remove_file(entry.path())?;
-        }
+    // What needs no further directory comes first: on a full disk there is no room for one.
+    if remove_shallow(directory, SHALLOW)? {
+        return Ok(());
     }
     let flat = directory.join(FLAT);
     match fs::create_dir(&flat) {
@@ -43,6 +43,23 @@ fn remove_existing(directory: &Path) -> io::Result<()> {
     }
     fs::remove_dir(&flat)?;
     fs::remove_dir(directory)
+}
+
+/// Removes a directory with everything in it that lies at most `depth` levels below it. Says whether that was all.
+fn remove_shallow(directory: &Path, depth: u32) -> io::Result<bool> {
+    let mut all = true;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if !entry.file_type()?.is_dir() {
+            fs::remove_file(entry.path())?;
+        } else if depth == 0 || !remove_shallow(&entry.path(), depth - 1)? {
+            all = false;
+        }
+    }
+    if all {
+        fs::remove_dir(directory)?;
+    }
+    Ok(all)
 }
 
 /// Removes the files of one directory, and moves its subdirectories to `flat`.

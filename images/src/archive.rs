@@ -5,6 +5,12 @@
 //! paths on this machine; in a layout directory the only names are those of image-spec and digests.
 
 mod docker;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose files cannot be made has to stop"
+)]
+pub(crate) mod fuzz;
 mod oci;
 
 use std::cell::Cell;
@@ -15,12 +21,14 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rvm_tar as tar;
+
 use crate::document::{self, Config};
 use crate::layer::{BlobId, Compression, Limited};
 use crate::layout::Staging;
 use crate::reference::{Reference, ReferenceError};
 use crate::store::{Progress, Source};
-use crate::{Digest, layout, limits, tar};
+use crate::{Digest, layout, limits};
 
 /// Links followed from one member of an archive to another: old `docker save` made them for repeated layers.
 const MAX_LINKS: usize = 8;
@@ -414,7 +422,7 @@ fn index(data: &Section) -> Result<HashMap<Vec<u8>, Member>, Error> {
         HEADER_BUFFER_BYTES,
         data.clone(),
     )));
-    while let Some(entry) = tar.next()? {
+    while let Some(entry) = tar.next_entry()? {
         let name = normal(&entry.path)?;
         let member = match entry.kind {
             tar::Kind::File if entry.extents.is_none() => Member::File {

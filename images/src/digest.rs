@@ -48,6 +48,16 @@ impl Digest {
         self.hex().chars().take(12).collect()
     }
 
+    /// The digest of everything that can be read.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub fn of(input: impl std::io::Read) -> std::io::Result<Self> {
+        let mut input = crate::layer::Hashing::new(input);
+        std::io::copy(&mut input, &mut std::io::sink())?;
+        Ok(input.finish())
+    }
+
     /// Reads the 64 hexadecimal digits, without the algorithm.
     #[must_use]
     pub fn from_hex(hex: &str) -> Option<Self> {

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::{self, BlobId};
-use crate::{Digest, limits};
+use crate::{Digest, Healthcheck, limits};
 
 pub(crate) const MEDIA_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const MEDIA_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -258,12 +258,21 @@ impl Manifest {
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) image: ImageConfiguration,
+    pub(crate) healthcheck: Option<Healthcheck>,
     pub(crate) diff_ids: Vec<Digest>,
 }
 
 #[derive(Deserialize)]
 struct ConfigRootfs {
     rootfs: Rootfs,
+    config: Option<ConfigConfig>,
+}
+
+/// What `oci_spec` does not know of it.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ConfigConfig {
+    healthcheck: Option<Healthcheck>,
 }
 
 #[derive(Deserialize)]
@@ -273,7 +282,7 @@ struct Rootfs {
 
 impl Config {
     pub(crate) fn parse(bytes: &[u8], layers: usize) -> Result<Self, Error> {
-        let ConfigRootfs { rootfs } = serde_json::from_slice(bytes)?;
+        let ConfigRootfs { rootfs, config } = serde_json::from_slice(bytes)?;
         let diff_ids = rootfs.diff_ids.unwrap_or_default();
         if diff_ids.len() != layers {
             return Err(Error::DiffIds {
@@ -285,7 +294,11 @@ impl Config {
             return Err(Error::Layers { count: layers });
         }
         let image: ImageConfiguration = serde_json::from_slice(bytes)?;
-        Ok(Self { image, diff_ids })
+        Ok(Self {
+            image,
+            healthcheck: config.and_then(|config| config.healthcheck),
+            diff_ids,
+        })
     }
 
     /// As [`Config::parse`], and refuses what cannot run on this machine.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use oci_spec::image::ImageConfiguration;
+use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 
@@ -17,11 +18,31 @@ pub struct Image {
     pub reference: Option<String>,
     /// The configuration document.
     pub config: ImageConfiguration,
+    /// How Docker's builder says that a container's health is found out: no part of OCI's configuration.
+    pub healthcheck: Option<Healthcheck>,
     /// The layers' EROFS images, lowest first.
     pub layers: Vec<LayerFile>,
     /// What the root directory of a container should look like: a new upper directory has to be given these, because
     /// overlayfs shows the root of the uppermost directory.
     pub root: RootDirectory,
+}
+
+/// How it is found out whether a container does what it is for (Docker's image specification 1.2, `Healthcheck`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Healthcheck {
+    /// `NONE`; `CMD` and a program with its arguments; or `CMD-SHELL` and a line for the shell.
+    pub test: Vec<String>,
+    /// Time between two probes, in nanoseconds; this and the others are 0 where nothing is said.
+    pub interval: i64,
+    /// A probe that takes longer has failed, in nanoseconds.
+    pub timeout: i64,
+    /// Time that a container has to start, in nanoseconds.
+    pub start_period: i64,
+    /// Time between two probes in it, in nanoseconds.
+    pub start_interval: i64,
+    /// Failures in a row.
+    pub retries: i64,
 }
 
 /// The EROFS image of a layer.

@@ -7,10 +7,11 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 
+use rvm_tar as tar;
 use sha2::{Digest as _, Sha256};
 
 use crate::rootfs::{self, Unfinished};
-use crate::{Digest, limits, tar};
+use crate::{Digest, limits};
 
 /// Bytes read at once from a blob.
 pub(crate) const BUFFER_BYTES: usize = 128 << 10;

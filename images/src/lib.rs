@@ -14,22 +14,29 @@ mod convert;
 mod digest;
 mod document;
 mod erofs;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose files cannot be made has to stop"
+)]
+pub mod fuzz;
 mod image;
 mod layer;
 mod layout;
 mod limits;
 mod partial;
 mod platform;
+mod program;
 mod reference;
 mod registry;
 mod rootfs;
 mod store;
-mod tar;
 
 pub use change::{Change, ChangeError};
 pub use digest::{Digest, DigestError};
-pub use image::{Image, LayerFile, RootDirectory};
+pub use image::{Healthcheck, Image, LayerFile, RootDirectory};
 pub use platform::{Platform, PlatformError};
+pub use program::{ProgramError, has_in_root, program_layer};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Kept, LoginError, Registries, RegistryName, RegistryNameError, log_in, log_out};
 pub use store::{

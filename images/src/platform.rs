@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use oci_spec::image::ImageConfiguration;
+
 use crate::document::{self, Descriptor};
 
 /// What an image is made for.
@@ -67,6 +69,33 @@ impl fmt::Display for Platform {
 }
 
 impl Platform {
+    /// What an image's configuration says that it is for.
+    #[must_use]
+    pub fn of(config: &ImageConfiguration) -> Self {
+        Self {
+            os: config.os().to_string(),
+            architecture: config.architecture().to_string(),
+            variant: config.variant().clone(),
+        }
+    }
+
+    /// Whether this machine and its guests run it, or a variant of it may.
+    #[must_use]
+    pub fn runs_here(&self) -> bool {
+        let here = Self::default();
+        (&self.os, &self.architecture) == (&here.os, &here.architecture)
+    }
+
+    /// Whether an image for `offered` is one for this. Few configurations name their variant, so only another one counts.
+    #[must_use]
+    pub fn accepts(&self, offered: &Self) -> bool {
+        let same_variant = match (&self.variant, &offered.variant) {
+            (Some(wanted), Some(offered)) => wanted == offered,
+            _ => true,
+        };
+        self.os == offered.os && self.architecture == offered.architecture && same_variant
+    }
+
     /// Those of an index's entries that fit, the best first. Where no variant is asked for, that is the one that every such
     /// machine runs. An entry that does not say what it is for may be anything, and is the last choice.
     pub(crate) fn choices<'a>(&self, entries: &'a [Descriptor]) -> Vec<&'a Descriptor> {

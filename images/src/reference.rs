@@ -103,6 +103,13 @@ impl Reference {
         })
     }
 
+    /// What a text names that has neither tag nor digest and so may mean a whole repository; the tag of the answer means
+    /// nothing.
+    pub(crate) fn repository(text: &str) -> Option<Self> {
+        let last = text.rsplit('/').next().unwrap_or_default();
+        text.parse().ok().filter(|_| !last.contains([':', '@']))
+    }
+
     /// Whether both name the same repository.
     #[must_use]
     pub fn same_repository(&self, other: &Self) -> bool {

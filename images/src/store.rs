@@ -12,10 +12,12 @@ mod save;
 mod tag;
 mod usage;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+
+use oci_spec::image::ImageConfiguration;
 
 use crate::archive::{self, LayerInput, Section};
 use crate::convert::Input;
@@ -135,6 +137,8 @@ pub struct Summary {
     pub manifest: Digest,
     /// Creation time as the configuration gives it (RFC 3339).
     pub created: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// Bytes of the EROFS images of its layers, shared ones included.
     pub bytes: u64,
 }
@@ -358,6 +362,7 @@ impl Store {
             reference: entry.reference.as_ref().map(ToString::to_string),
             root: root_directory(layers.last())?,
             config: config.image,
+            healthcheck: config.healthcheck,
             layers,
         })
     }
@@ -377,6 +382,7 @@ impl Store {
                 id: entry.id(),
                 manifest: entry.descriptor.digest,
                 created: config.image.created().clone(),
+                labels: labels(&config.image),
                 bytes: self.layer_files(&config).iter().map(|layer| layer.bytes).sum(),
             });
         }
@@ -583,6 +589,11 @@ fn root_directory(uppermost: Option<&LayerFile>) -> Result<RootDirectory, Error>
         uid: root.uid,
         gid: root.gid,
     })
+}
+
+fn labels(image: &ImageConfiguration) -> BTreeMap<String, String> {
+    let labels = image.config().as_ref().and_then(|config| config.labels().clone());
+    labels.unwrap_or_default().into_iter().collect()
 }
 
 #[cfg(test)]

@@ -1,29 +1,34 @@
-//! The child's side of a container: the ordered steps from fresh namespaces up to `execve`.
+//! The child's side of a container: the ordered steps from fresh namespaces up to `execve`; and those of a further process
+//! in it, which are some of the same.
 //!
 //! This process is single-threaded, has no environment and no descriptors but the workload's streams and the socket to its
 //! parent, and is PID 1 of the new PID namespace. What it sets up, the workload inherits; what it has open closes at
 //! `execve`.
 
-use std::ffi::{CString, NulError};
+use std::ffi::{CString, NulError, OsStr};
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 
 use rustix::fs::Mode;
-use rustix::process::{Rlimit, Signal};
+use rustix::process::{DumpableBehavior, Rlimit, Signal};
 use rustix::thread::{Gid, Uid};
 
-use crate::plan::{Plan, ProcessPlan, RootPlan, resource};
-use crate::process::INIT_NAME;
+use crate::plan::{EntryPlan, Plan, ProcessPlan, RootPlan, resource};
+use crate::process::{ENTER_NAME, INIT_NAME};
 use crate::reopen::Reopener;
 use crate::root::{self, Root, Target};
 use crate::sync::{self, Failure, FailureKind, Remote, Report, Start};
+use crate::terminal::{self, Terminal};
 use crate::user::Identity;
-use crate::{capabilities, command, mounts, namespaces, nodes, rootfs, streams, sys, user};
+use crate::{capabilities, command, files, mounts, namespaces, nodes, pid1, rootfs, streams, sys, user};
 
 /// Why the container could not be set up.
 #[derive(Debug, thiserror::Error)]
 enum Error {
+    #[error("cannot keep the container's processes from tracing this one")]
+    Hide(#[source] io::Error),
     #[error("cannot talk to the parent")]
     Talk(#[from] sync::Error),
     #[error("the parent is gone")]
@@ -36,6 +41,8 @@ enum Error {
     Namespaces(#[from] namespaces::Error),
     #[error("cannot set the out-of-memory score adjustment to {0}")]
     OomScore(i32, #[source] io::Error),
+    #[error("cannot open /proc/self/exe")]
+    Executable(#[source] io::Error),
     #[error("cannot open /proc/self/fd")]
     Descriptors(#[source] io::Error),
     #[error(transparent)]
@@ -44,6 +51,8 @@ enum Error {
     Root(#[source] io::Error),
     #[error(transparent)]
     Mount(#[from] mounts::Error),
+    #[error(transparent)]
+    Files(#[from] files::Error),
     #[error(transparent)]
     Node(#[from] nodes::Error),
     #[error("cannot set {name} to {value:?}")]
@@ -58,6 +67,8 @@ enum Error {
     User(#[from] user::Error),
     #[error(transparent)]
     Stream(#[from] streams::Error),
+    #[error(transparent)]
+    Terminal(#[from] terminal::Error),
     #[error("cannot set the limit {0}")]
     Limit(String, #[source] io::Error),
     #[error("cannot become user {uid} and group {gid}")]
@@ -84,6 +95,8 @@ impl Error {
             Error::Command(command::Error::NotInPath(_) | command::Error::NotFound(..)) => {
                 FailureKind::CommandNotFound
             }
+            // Docker's exit code for it is that of a program that is not there.
+            Error::WorkingDirectory(error) if error.is_missing() => FailureKind::CommandNotFound,
             Error::Command(command::Error::NotExecutable(..)) => FailureKind::CommandNotExecutable,
             _ => FailureKind::Other,
         }
@@ -93,18 +106,27 @@ impl Error {
 /// Becomes a container's init if this process was started as one (its `argv[0]` says so), and then never returns.
 /// To be called first in `main`, before any thread or descriptor exists.
 pub fn init_if_requested() {
-    if std::env::args_os().next().is_some_and(|name| name == INIT_NAME) {
-        // Without the parent's socket there is nobody to tell: somebody has started this by hand.
-        if let Ok(socket) = sys::take_sync_descriptor() {
-            run(&UnixStream::from(socket));
-        }
-        std::process::exit(1);
+    let mut arguments = std::env::args_os();
+    let name = arguments.next();
+    let steps = match name.as_deref().and_then(OsStr::to_str) {
+        Some(INIT_NAME) => carry_out,
+        Some(ENTER_NAME) => enter,
+        Some(pid1::NAME) => std::process::exit(pid1::run(arguments)),
+        _ => return,
+    };
+    // Without the parent's socket there is nobody to tell: somebody has started this by hand.
+    if let Ok(socket) = sys::take_sync_descriptor() {
+        run(&UnixStream::from(socket), steps);
     }
+    std::process::exit(1);
 }
 
+/// The steps of one kind of child; they only come to an end by failing.
+type Steps = fn(&UnixStream) -> Result<std::convert::Infallible, Error>;
+
 /// Carries out the plan; returns only if that failed.
-fn run(parent: &UnixStream) {
-    let Err(error) = carry_out(parent);
+fn run(parent: &UnixStream, steps: Steps) {
+    let Err(error) = steps(parent);
     let failure = Failure {
         kind: error.kind(),
         chain: Remote::new(&error),
@@ -121,20 +143,64 @@ fn carry_out(parent: &UnixStream) -> Result<std::convert::Infallible, Error> {
     // Both before the host's /proc is out of reach.
     set_oom_score(plan.process.oom_score_adj)?;
     let reopener = Reopener::new().map_err(Error::Descriptors)?;
+    let init = plan.init.then(open_own_executable);
     // Modes of files made here are exact.
     rustix::process::umask(Mode::empty());
-    let root = build_root(&plan)?;
-    let identity = plan.process.user.resolve(&root, &reopener)?;
-    root::change_directory(&root, &plan.process.working_directory).map_err(Error::WorkingDirectory)?;
+    let (root, terminal) = build_root(&plan, &reopener)?;
+    let init = init.transpose()?;
+    become_workload(parent, plan.process, (root, reopener), terminal, init.as_ref())
+}
+
+/// A further process: born in the container's namespaces and cgroup, it has the container's root directory already.
+fn enter(parent: &UnixStream) -> Result<std::convert::Infallible, Error> {
+    // The container's processes see this one. They have no right to trace it, because it has capabilities that they lack; this
+    // holds also where they are given those (CVE-2016-9962). Executing the program ends it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|error| Error::Hide(error.into()))?;
+    let plan: EntryPlan = sync::receive(parent)?.ok_or(Error::NoParent)?;
+    rustix::process::setsid().map_err(|error| Error::Session(error.into()))?;
+    join_keyring()?;
+    plan.namespaces.join_cgroup()?;
+    let reopener = Reopener::detached().map_err(Error::Descriptors)?;
+    let root = Root::current().map_err(Error::Root)?;
+    let size = plan.process.terminal;
+    let terminal = size
+        .map(|size| Terminal::make(&root, &reopener, size))
+        .transpose()?;
+    become_workload(parent, plan.process, (root, reopener), terminal, None)
+}
+
+/// The steps that all processes of a container have in common: from its root directory to its user and program.
+fn become_workload(
+    parent: &UnixStream,
+    process: ProcessPlan,
+    (root, reopener): (Root, Reopener),
+    terminal: Option<Terminal>,
+    init: Option<&OwnedFd>,
+) -> Result<std::convert::Infallible, Error> {
+    let identity = process.user.resolve(&root, &reopener)?;
+    root::change_directory(&root, &process.working_directory).map_err(Error::WorkingDirectory)?;
+    let terminal = terminal.map(|terminal| terminal.take(identity.uid)).transpose()?;
     streams::replace_null(&root, &reopener)?;
     drop((root, reopener));
-    rustix::process::umask(Mode::from_raw_mode(plan.process.umask));
+    rustix::process::umask(Mode::from_raw_mode(process.umask));
     streams::give_to(identity.uid)?;
-    set_limits(&plan.process)?;
-    become_user(&plan.process, &identity)?;
+    set_limits(&process)?;
+    become_user(&process, &identity)?;
     sync::send(parent, &Report::Created)?;
+    if let Some(terminal) = terminal {
+        sync::send_descriptor(parent, terminal)?;
+    }
     let Start = sync::receive(parent)?.ok_or(Error::NoParent)?;
-    execute(plan.process, &identity)
+    execute(process, &identity, init)
+}
+
+/// This program's file, by the read-only mount that it was started from: a process of the container can find it as
+/// `/proc/1/exe`, and not write to it.
+fn open_own_executable() -> Result<OwnedFd, Error> {
+    use rustix::fs::OFlags;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::open("/proc/self/exe", flags, Mode::empty()).map_err(|error| Error::Executable(error.into()))
 }
 
 fn join_keyring() -> Result<(), Error> {
@@ -152,21 +218,36 @@ fn set_oom_score(score: Option<i32>) -> Result<(), Error> {
 }
 
 /// Makes the new root directory, with everything in it, this process's own.
-fn build_root(plan: &Plan) -> Result<Root, Error> {
-    let RootPlan { rootfs, mounts, .. } = &plan.root;
-    rootfs::mount(rootfs)?;
+fn build_root(plan: &Plan, reopener: &Reopener) -> Result<(Root, Option<Terminal>), Error> {
+    let RootPlan {
+        rootfs,
+        mounts,
+        files,
+        ..
+    } = &plan.root;
     // Bind mounts are opened while their sources can be reached, and attached once nothing but the new root can be, so
-    // that no link of the image is ever followed on the host.
+    // that no link of the image is ever followed on the host. They come first, for the root file system makes all mounts of
+    // the host private.
     let sources = mounts
         .iter()
         .map(mounts::Mount::open_source)
         .collect::<Result<Vec<_>, _>>()?;
+    rootfs::mount(rootfs)?;
+    let own_files = files::prepare(rootfs, files)?;
     rootfs::pivot(rootfs)?;
     let root = Root::current().map_err(Error::Root)?;
     for (mount, source) in mounts.iter().zip(sources) {
         mount.attach(&root, source)?;
     }
+    files::attach(&root, files, own_files)?;
     nodes::furnish(&root, &plan.root.nodes)?;
+    let size = plan.process.terminal;
+    let terminal = size
+        .map(|size| Terminal::make(&root, reopener, size))
+        .transpose()?;
+    if let Some(terminal) = &terminal {
+        terminal.bind_console(&root)?;
+    }
     // Before /proc/sys becomes read-only.
     set_sysctls(&plan.root, &root)?;
     // Before the root becomes read-only.
@@ -177,7 +258,7 @@ fn build_root(plan: &Plan) -> Result<Root, Error> {
     if plan.root.read_only {
         mounts::make_root_read_only(&root)?;
     }
-    Ok(root)
+    Ok((root, terminal))
 }
 
 fn set_sysctls(plan: &RootPlan, root: &Root) -> Result<(), Error> {
@@ -243,10 +324,14 @@ fn needs_admin_for_seccomp(process: &ProcessPlan) -> bool {
     process.seccomp.is_some() && !process.no_new_privileges
 }
 
-fn execute(process: ProcessPlan, identity: &Identity) -> Result<std::convert::Infallible, Error> {
+fn execute(
+    process: ProcessPlan,
+    identity: &Identity,
+    init: Option<&OwnedFd>,
+) -> Result<std::convert::Infallible, Error> {
     let needs_admin = needs_admin_for_seccomp(&process);
     let ProcessPlan {
-        arguments,
+        mut arguments,
         mut environment,
         ..
     } = process;
@@ -261,6 +346,9 @@ fn execute(process: ProcessPlan, identity: &Identity) -> Result<std::convert::In
     let name = arguments.first().cloned().unwrap_or_default();
     let path = command::find(&name, &environment)?;
     let path = CString::new(path.as_os_str().as_bytes())?;
+    if init.is_some() {
+        arguments.insert(0, pid1::NAME.to_owned());
+    }
     let strings = |list: Vec<String>| list.into_iter().map(CString::new).collect::<Result<Vec<_>, _>>();
     let (arguments, environment) = (strings(arguments)?, strings(environment)?);
     sys::reset_signals().map_err(Error::Signals)?;
@@ -274,5 +362,9 @@ fn execute(process: ProcessPlan, identity: &Identity) -> Result<std::convert::In
     if needs_admin {
         process.capabilities.of_user(identity.uid).apply_final()?;
     }
-    Err(command::Error::new(&name, sys::execute(&path, &arguments, &environment)).into())
+    let error = match init {
+        Some(program) => sys::execute_descriptor(program.as_fd(), &arguments, &environment),
+        None => sys::execute(&path, &arguments, &environment),
+    };
+    Err(command::Error::new(&name, error).into())
 }

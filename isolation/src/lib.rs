@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! Spec + Environment -> Plan -> create() -> Container -> start() -> wait() -> destroy()
+//! Spec + Process -> EntryPlan -> enter() -> Entered -> start() -> wait()
 //! ```
 //!
 //! Every program that links this crate calls [`init_if_requested`] first thing in `main`: the child side of
@@ -14,11 +15,16 @@ mod archive;
 mod capabilities;
 pub mod cgroup;
 mod command;
+mod copy;
 mod environment;
+mod files;
+mod fill;
 mod init;
 mod mounts;
 mod namespaces;
+mod network;
 mod nodes;
+mod pid1;
 pub mod plan;
 mod process;
 mod reopen;
@@ -28,12 +34,18 @@ mod seccomp;
 mod streams;
 mod sync;
 mod sys;
+mod terminal;
 mod user;
 
 pub use archive::{Archive, Extent, archive};
-pub use environment::{Environment, Layer, Rootfs};
+pub use copy::{CopyError, Files, Place, Unpack, UnpackError, UnpackPlace, inside, pack};
+pub use environment::{Device, Environment, Interface, Layer, PrivateFile, Rootfs};
 pub use init::init_if_requested;
-pub use plan::Plan;
-pub use process::{Container, Error, Exit, StartError, Stdio, create};
+pub use mounts::{BELOW_OPTION, FILL_OPTION};
+pub use network::{Error as NetworkError, plug_further, route};
+pub use pid1::FORWARDED;
+pub use plan::{EntryPlan, Plan};
+pub use process::{Container, Entered, Error, Exit, StartError, Stdio, create, enter};
 pub use sync::Remote;
-pub use sys::resolve_by_files_and_dns;
+pub use sys::{resolve_by_files_and_dns, signal};
+pub use terminal::resize;

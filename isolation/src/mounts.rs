@@ -4,18 +4,22 @@
 //! The image decides where its symbolic links point, so no path inside it is ever given to the kernel to resolve as
 //! it likes: everything goes through [`Root`], which stays inside and refuses the links of /proc.
 
+mod options;
+
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime as oci;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::plan;
 use crate::root::{self, Root, Target};
 use crate::sys;
+pub use options::{BELOW_OPTION, FILL_OPTION};
+use options::{Options, Propagation};
 
 /// Why a mount could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +68,12 @@ pub(crate) struct Mount {
 enum Kind {
     Bind {
         source: PathBuf,
+        /// What is mounted of it, if that is not all: no link leads there.
+        below: Option<PathBuf>,
         recursive: bool,
+        propagation: Propagation,
+        /// Whether what the image has at the destination is copied to the source first.
+        fills: bool,
     },
     FileSystem {
         name: String,
@@ -113,8 +122,13 @@ impl Mount {
                 .into();
             Kind::Bind {
                 source,
+                below: read.below,
                 recursive: read.recursive,
+                propagation: read.propagation.unwrap_or(Propagation::DEFAULT),
+                fills: read.fills,
             }
+        } else if read.fills || read.below.is_some() || read.is_propagated() {
+            return Err(unsupported("options", "an option of bind mounts for another one"));
         } else if FILE_SYSTEMS.contains(&name) {
             // On a unified hierarchy "cgroup" can only mean version 2.
             let name = if name == "cgroup" { "cgroup2" } else { name };
@@ -146,20 +160,44 @@ impl Mount {
         matches!(self.kind, Kind::Bind { .. })
     }
 
-    /// Makes a bind mount, not attached anywhere yet, while the host's files can still be reached.
+    /// The directory that is to be filled with what the image has at the destination, if there is one.
+    pub(crate) fn to_fill(&self) -> Result<Option<OwnedFd>, Error> {
+        match &self.kind {
+            Kind::Bind {
+                source,
+                below,
+                fills: true,
+                ..
+            } => open_source(source, below.as_deref()).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Makes a bind mount, not attached anywhere yet, while the host's files can still be reached and its mounts still tell
+    /// each other what is mounted.
     pub(crate) fn open_source(&self) -> Result<Option<OwnedFd>, Error> {
-        let Kind::Bind { source, recursive } = &self.kind else {
+        let Kind::Bind {
+            source,
+            below,
+            recursive,
+            propagation,
+            ..
+        } = &self.kind
+        else {
             return Ok(None);
         };
         let failed = |source_error: io::Error| Error::Source {
             path: source.clone(),
             source: source_error,
         };
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if *recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
-        let tree = rustix::mount::open_tree(CWD, source, flags).map_err(|error| failed(error.into()))?;
+        let file = open_source(source, below.as_deref())?;
+        let tree = rustix::mount::open_tree(&file, "", flags).map_err(|error| failed(error.into()))?;
+        propagation.apply(&tree).map_err(failed)?;
         sys::mount_setattr(&tree, false, self.set.into(), clear_mask(self.set, self.clear))
             .map_err(failed)?;
         if self.set_recursive != 0 {
@@ -181,7 +219,9 @@ impl Mount {
                 },
                 _,
             ) => {
-                let mount = self.make(name, source, parameters)?;
+                let mode = mode_of(root, path, name, parameters)?;
+                let parameters: Vec<String> = parameters.iter().cloned().chain(mode).collect();
+                let mount = self.make(name, source, &parameters)?;
                 // A link would let the image choose which directory hides behind the real /proc.
                 let strict = matches!(name.as_str(), "proc" | "sysfs");
                 (
@@ -254,6 +294,42 @@ impl Mount {
     }
 }
 
+/// Opens the source of a bind mount, or what is below it. Whoever writes there is not to choose what that is.
+fn open_source(source: &Path, below: Option<&Path>) -> Result<OwnedFd, Error> {
+    let failed = |path: &Path, error: rustix::io::Errno| Error::Source {
+        path: path.to_owned(),
+        source: error.into(),
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let top = rustix::fs::open(source, flags, Mode::empty()).map_err(|error| failed(source, error))?;
+    let Some(below) = below else {
+        return Ok(top);
+    };
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    rustix::fs::openat2(&top, below, flags, Mode::empty(), resolve)
+        .map_err(|error| failed(&source.join(below), error))
+}
+
+/// A tmpfs of which nobody says so has the mode of the directory below it, as with runc: not everybody may write where
+/// only root could.
+fn mode_of(root: &Root, path: &Path, name: &str, parameters: &[String]) -> Result<Option<String>, Error> {
+    if name != "tmpfs" || parameters.iter().any(|parameter| parameter.starts_with("mode=")) {
+        return Ok(None);
+    }
+    let failed = |source| Error::MountPoint {
+        path: path.to_owned(),
+        source,
+    };
+    let Some(found) = root.open(path).map_err(failed)? else {
+        return Ok(None);
+    };
+    let status = rustix::fs::fstat(&found).map_err(|error| Error::Attach {
+        path: path.to_owned(),
+        source: error.into(),
+    })?;
+    Ok(Some(format!("mode={:o}", status.st_mode & 0o7777)))
+}
+
 fn invalid(field: String, reason: &str) -> plan::Error {
     plan::Error::Invalid {
         field,
@@ -272,90 +348,17 @@ fn clear_mask(set: u32, clear: u32) -> u64 {
     })
 }
 
-fn attach(mount: impl AsFd, point: impl AsFd) -> io::Result<()> {
+/// Lets the open file `file` appear at `point` as well.
+pub(crate) fn bind(file: impl AsFd, point: impl AsFd) -> io::Result<()> {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    attach(rustix::mount::open_tree(file, "", flags)?, point)
+}
+
+/// Puts a mount, which is nowhere as yet, at `point`.
+pub(crate) fn attach(mount: impl AsFd, point: impl AsFd) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", point, "", flags)?)
-}
-
-/// What the options of a mount mean.
-struct Options {
-    bind: bool,
-    recursive: bool,
-    set: MountAttrFlags,
-    clear: MountAttrFlags,
-    set_recursive: MountAttrFlags,
-    parameters: Vec<String>,
-}
-
-impl Options {
-    fn none() -> Options {
-        let (set, clear) = (MountAttrFlags::empty(), MountAttrFlags::empty());
-        let set_recursive = MountAttrFlags::empty();
-        Options {
-            bind: false,
-            recursive: false,
-            set,
-            clear,
-            set_recursive,
-            parameters: Vec::new(),
-        }
-    }
-
-    /// Reads one option of the table in the OCI runtime specification, config, "Linux mount options". What is not in it
-    /// is the file system's own.
-    fn add(&mut self, option: &str) -> Result<(), String> {
-        if let Some((flag, on)) = attribute(option) {
-            let (to, from) = if on {
-                (&mut self.set, &mut self.clear)
-            } else {
-                (&mut self.clear, &mut self.set)
-            };
-            to.insert(flag);
-            from.remove(flag);
-            return Ok(());
-        }
-        match option {
-            "bind" => self.bind = true,
-            "rbind" => (self.bind, self.recursive) = (true, true),
-            "rro" => self.set_recursive.insert(MountAttrFlags::MOUNT_ATTR_RDONLY),
-            "rnosuid" => self.set_recursive.insert(MountAttrFlags::MOUNT_ATTR_NOSUID),
-            "rnodev" => self.set_recursive.insert(MountAttrFlags::MOUNT_ATTR_NODEV),
-            "rnoexec" => self.set_recursive.insert(MountAttrFlags::MOUNT_ATTR_NOEXEC),
-            // Private is what every mount of the container is.
-            "defaults" | "private" | "rprivate" => {}
-            "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" | "remount"
-            | "tmpcopyup" | "idmap" | "ridmap" | "rrw" | "rsuid" | "rdev" | "rexec" | "ratime"
-            | "rnoatime" | "rrelatime" | "rstrictatime" | "rdiratime" | "rnodiratime" | "rnosymfollow"
-            | "rsymfollow" => {
-                return Err(format!("{option:?}"));
-            }
-            own => self.parameters.push(own.into()),
-        }
-        Ok(())
-    }
-}
-
-/// The attribute that an option sets (`true`) or clears.
-fn attribute(option: &str) -> Option<(MountAttrFlags, bool)> {
-    Some(match option {
-        "ro" => (MountAttrFlags::MOUNT_ATTR_RDONLY, true),
-        "rw" => (MountAttrFlags::MOUNT_ATTR_RDONLY, false),
-        "nosuid" => (MountAttrFlags::MOUNT_ATTR_NOSUID, true),
-        "suid" => (MountAttrFlags::MOUNT_ATTR_NOSUID, false),
-        "nodev" => (MountAttrFlags::MOUNT_ATTR_NODEV, true),
-        "dev" => (MountAttrFlags::MOUNT_ATTR_NODEV, false),
-        "noexec" => (MountAttrFlags::MOUNT_ATTR_NOEXEC, true),
-        "exec" => (MountAttrFlags::MOUNT_ATTR_NOEXEC, false),
-        "nodiratime" => (MountAttrFlags::MOUNT_ATTR_NODIRATIME, true),
-        "diratime" => (MountAttrFlags::MOUNT_ATTR_NODIRATIME, false),
-        "noatime" => (MountAttrFlags::MOUNT_ATTR_NOATIME, true),
-        "strictatime" => (MountAttrFlags::MOUNT_ATTR_STRICTATIME, true),
-        "atime" | "relatime" => (MountAttrFlags::MOUNT_ATTR_NOATIME, false),
-        "norelatime" | "nostrictatime" => (MountAttrFlags::MOUNT_ATTR_STRICTATIME, false),
-        "nosymfollow" => (MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW, true),
-        "symfollow" => (MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW, false),
-        _ => return None,
-    })
 }
 
 /// Hides `paths`: a directory behind an empty, read-only tmpfs, anything else behind the null device. A path that is not
@@ -520,7 +523,10 @@ mod tests {
                 mount.kind,
                 Kind::Bind {
                     source: "/run/hosts".into(),
-                    recursive
+                    below: None,
+                    recursive,
+                    propagation: Propagation::DEFAULT,
+                    fills: false,
                 }
             );
             assert_eq!(mount.destination, Path::new("/etc/hosts"));
@@ -552,7 +558,7 @@ mod tests {
             ),
             (
                 serde_json::json!({"destination": "/a", "type": "tmpfs", "options": ["rshared"]}),
-                "mounts[0].options: \"rshared\" is not supported",
+                "mounts[0].options: an option of bind mounts for another one is not supported",
             ),
             (
                 serde_json::json!({"destination": "/a", "type": "bind", "source": "/b", "options": ["size=1"]}),

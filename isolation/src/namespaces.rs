@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
+use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
 use crate::plan;
@@ -25,6 +29,8 @@ pub(crate) enum Namespace {
 pub(crate) enum Error {
     #[error("cannot make a cgroup namespace")]
     Cgroup(#[source] io::Error),
+    #[error("cannot join the cgroup namespace")]
+    JoinCgroup(#[source] io::Error),
     #[error("cannot set the host name")]
     HostName(#[source] io::Error),
     #[error("cannot set the NIS domain name")]
@@ -37,6 +43,8 @@ pub(crate) enum Error {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Namespaces {
     own: BTreeSet<Namespace>,
+    /// Where the network namespace is another container's.
+    network: Option<PathBuf>,
     host_name: Option<String>,
     domain_name: Option<String>,
 }
@@ -45,8 +53,16 @@ impl Namespaces {
     pub(crate) fn new(spec: &Spec, linux: &Linux) -> Result<Namespaces, plan::Error> {
         let mut own = BTreeSet::new();
         let mut mount = false;
+        let mut network = None;
         for (index, namespace) in linux.namespaces().iter().flatten().enumerate() {
             let field = format!("linux.namespaces[{index}]");
+            if let (LinuxNamespaceType::Network, Some(path)) = (namespace.typ(), namespace.path()) {
+                if network.replace(path.clone()).is_some() || own.contains(&Namespace::Network) {
+                    let reason = "is listed twice".into();
+                    return Err(plan::Error::Invalid { field, reason });
+                }
+                continue;
+            }
             if let Some(path) = namespace.path() {
                 let what = format!("joining the namespace {}", path.display());
                 return Err(plan::Error::Unsupported { field, what });
@@ -60,7 +76,7 @@ impl Namespaces {
                 LinuxNamespaceType::Pid => own.insert(Namespace::Pid),
                 LinuxNamespaceType::Uts => own.insert(Namespace::Uts),
                 LinuxNamespaceType::Ipc => own.insert(Namespace::Ipc),
-                LinuxNamespaceType::Network => own.insert(Namespace::Network),
+                LinuxNamespaceType::Network => network.is_none() && own.insert(Namespace::Network),
                 LinuxNamespaceType::Cgroup => own.insert(Namespace::Cgroup),
                 LinuxNamespaceType::User => {
                     return Err(plan::Error::Unsupported {
@@ -95,6 +111,7 @@ impl Namespaces {
         }
         Ok(Namespaces {
             own,
+            network,
             host_name,
             domain_name,
         })
@@ -102,6 +119,11 @@ impl Namespaces {
 
     pub(crate) fn has(&self, namespace: Namespace) -> bool {
         self.own.contains(&namespace)
+    }
+
+    /// The network namespace that is joined.
+    pub(crate) fn joined_network(&self) -> Option<&Path> {
+        self.network.as_deref()
     }
 
     /// `CLONE_NEW*` flags for clone3. The cgroup namespace is left to [`Namespaces::furnish`]: clone3 would root it at
@@ -118,6 +140,41 @@ impl Namespaces {
             })
             .map(sys::flag)
             .fold(sys::flag(libc::CLONE_NEWNS), |flags, flag| flags | flag)
+    }
+
+    /// What a further process joins before it is born: all but the cgroup namespace.
+    pub(crate) fn joint(&self) -> ThreadNameSpaceType {
+        self.own
+            .iter()
+            .map(|namespace| match namespace {
+                Namespace::Pid => ThreadNameSpaceType::PROCESS_ID,
+                Namespace::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+                Namespace::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
+                Namespace::Network => ThreadNameSpaceType::NETWORK,
+                Namespace::Cgroup => ThreadNameSpaceType::empty(),
+            })
+            .chain(self.network.iter().map(|_| ThreadNameSpaceType::NETWORK))
+            .fold(ThreadNameSpaceType::MOUNT, |kinds, kind| kinds | kind)
+    }
+
+    /// From inside, for a further process: joins the container's cgroup namespace. Where the container has PIDs of its own, its
+    /// first process is number 1; else a new namespace shows the same, because the process is in the container's cgroup.
+    pub(crate) fn join_cgroup(&self) -> Result<(), Error> {
+        if !self.has(Namespace::Cgroup) {
+            return Ok(());
+        }
+        if !self.has(Namespace::Pid) {
+            return sys::unshare_cgroup_namespace().map_err(Error::Cgroup);
+        }
+        let first = rustix::process::pidfd_open(Pid::INIT, PidfdFlags::empty());
+        first
+            .and_then(|first| {
+                rustix::thread::move_into_thread_name_spaces(
+                    first.as_fd(),
+                    ThreadNameSpaceType::CONTROL_GROUP,
+                )
+            })
+            .map_err(|error| Error::JoinCgroup(error.into()))
     }
 
     /// From inside: completes the set, and gives the new namespaces what Docker gives them.

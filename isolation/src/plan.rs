@@ -9,14 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::capabilities;
 use crate::cgroup::{DeviceRule, Limits};
-use crate::environment::{Environment, Layer, Rootfs};
+use crate::environment::{Environment, Interface, Layer, PrivateFile, Rootfs};
 use crate::mounts::Mount;
-use crate::namespaces::{self, Namespaces};
+use crate::namespaces::{self, Namespace, Namespaces};
 use crate::nodes::Node;
 use crate::root;
 use crate::rootfs;
 use crate::seccomp::Filter;
+use crate::terminal::Size;
 use crate::user::User;
+use crate::{files, network};
 
 /// Why a Spec cannot be turned into a [`Plan`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +26,7 @@ pub enum Error {
     /// The Spec asks for something that this crate does not do.
     #[error("{field}: {what} is not supported")]
     Unsupported {
-        /// Path of the field in the OCI runtime specification, for example `process.terminal`.
+        /// Path of the field in the OCI runtime specification, for example `process.scheduler`.
         field: String,
         /// What was asked for.
         what: String,
@@ -47,6 +49,10 @@ pub struct Plan {
     pub(crate) namespaces: Namespaces,
     pub(crate) root: RootPlan,
     pub(crate) process: ProcessPlan,
+    /// Whether PID 1 is a process of ours, and the workload its child.
+    pub(crate) init: bool,
+    /// What the parent brings into the network namespace.
+    pub(crate) interfaces: Vec<Interface>,
 }
 
 /// What the parent does: it makes the cgroup before there is a child.
@@ -65,6 +71,8 @@ pub(crate) struct RootPlan {
     /// In order of mounting.
     pub(crate) mounts: Vec<Mount>,
     pub(crate) nodes: Vec<Node>,
+    /// Put over what the image has there, but not over a mount.
+    pub(crate) files: Vec<PrivateFile>,
     /// Paths below `/proc/sys` and their values.
     pub(crate) sysctls: BTreeMap<String, String>,
     pub(crate) masked: Vec<PathBuf>,
@@ -74,6 +82,8 @@ pub(crate) struct RootPlan {
 /// The process itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ProcessPlan {
+    /// Of its terminal, if it is to have one.
+    pub(crate) terminal: Option<Size>,
     /// At least one.
     pub(crate) arguments: Vec<String>,
     pub(crate) environment: Vec<String>,
@@ -87,11 +97,44 @@ pub(crate) struct ProcessPlan {
     pub(crate) seccomp: Option<Filter>,
 }
 
+/// A further process in a container, ready to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EntryPlan {
+    pub(crate) namespaces: Namespaces,
+    pub(crate) process: ProcessPlan,
+}
+
+impl EntryPlan {
+    /// Checks `process`, which is to run in the container that was made of `spec`, under its seccomp filter.
+    pub fn new(spec: &Spec, process: &Process) -> Result<EntryPlan, Error> {
+        let linux = spec
+            .linux()
+            .as_ref()
+            .ok_or_else(|| invalid("linux", "is missing"))?;
+        Ok(EntryPlan {
+            namespaces: Namespaces::new(spec, linux)?,
+            process: ProcessPlan::new(process, linux)?,
+        })
+    }
+}
+
+/// The specification has no word for it: an annotation with the value `true` asks for a PID 1 that runs the workload as its
+/// child, hands it signals and reaps processes.
+pub const INIT_ANNOTATION: &str = "dev.rvm.init";
+
+fn has_init(spec: &Spec) -> bool {
+    let annotations = spec.annotations().as_ref();
+    annotations
+        .and_then(|annotations| annotations.get(INIT_ANNOTATION))
+        .is_some_and(|value| value == "true")
+}
+
 impl Plan {
     /// Checks `spec` (OCI runtime specification 1.x) and joins it with the place it will run in.
     ///
     /// `root.path` and `linux.cgroupsPath` are the environment's to say and therefore not looked at; annotations are the
-    /// caller's.
+    /// caller's, but for [`INIT_ANNOTATION`].
     pub fn new(spec: &Spec, environment: &Environment) -> Result<Plan, Error> {
         if !spec.version().starts_with("1.") {
             return Err(unsupported("ociVersion", format!("version {:?}", spec.version())));
@@ -108,10 +151,14 @@ impl Plan {
             .ok_or_else(|| invalid("process", "is missing"))?;
         check_unsupported(linux)?;
         let namespaces = Namespaces::new(spec, linux)?;
+        network::check(&environment.interfaces, namespaces.has(Namespace::Network))?;
+        files::check(&environment.files)?;
         Ok(Plan {
             cgroup: cgroup(linux, environment)?,
             root: root(spec, linux, &namespaces, environment)?,
             process: ProcessPlan::new(process, linux)?,
+            init: has_init(spec),
+            interfaces: environment.interfaces.clone(),
             namespaces,
         })
     }
@@ -251,7 +298,16 @@ fn root(
         Some(mount) if mount.is_bind() => Vec::new(),
         _ => Node::all(linux.devices().as_deref().unwrap_or_default())?,
     };
+    // What a user mounts there is meant to be there.
+    let is_mounted = |file: &&PrivateFile| mounts.iter().any(|mount| mount.destination() == file.path);
+    let files = environment
+        .files
+        .iter()
+        .filter(|file| !is_mounted(file))
+        .cloned()
+        .collect();
     Ok(RootPlan {
+        files,
         rootfs: environment.rootfs.clone(),
         read_only: spec
             .root()
@@ -283,7 +339,6 @@ impl ProcessPlan {
     fn new(process: &Process, linux: &Linux) -> Result<ProcessPlan, Error> {
         let some = |list: &Option<String>| list.as_ref().is_some_and(|text| !text.is_empty());
         let asked = [
-            ("process.terminal", process.terminal() == Some(true)),
             ("process.apparmorProfile", some(process.apparmor_profile())),
             ("process.selinuxLabel", some(process.selinux_label())),
             ("process.ioPriority", process.io_priority().is_some()),
@@ -308,6 +363,7 @@ impl ProcessPlan {
             return Err(invalid("process.oomScoreAdj", "is not between -1000 and 1000"));
         }
         Ok(ProcessPlan {
+            terminal: terminal(process)?,
             arguments,
             environment,
             working_directory: root::inside(process.cwd())
@@ -322,6 +378,22 @@ impl ProcessPlan {
             seccomp: linux.seccomp().as_ref().map(Filter::new).transpose()?,
         })
     }
+}
+
+/// The size counts only for a process with a terminal.
+fn terminal(process: &Process) -> Result<Option<Size>, Error> {
+    if process.terminal() != Some(true) {
+        return Ok(None);
+    }
+    let console = process.console_size();
+    let part = |name: &str, length: Option<u64>| {
+        let field = format!("process.consoleSize.{name}");
+        u16::try_from(length.unwrap_or(0)).map_err(|_| invalid(&field, "is above 65535"))
+    };
+    Ok(Some(Size {
+        rows: part("height", console.map(|console| console.height()))?,
+        columns: part("width", console.map(|console| console.width()))?,
+    }))
 }
 
 /// The specification has `username` for Windows only. Here it carries what was given as `name`, `uid`, `name:group` or
@@ -387,6 +459,8 @@ mod tests {
 
     fn environment() -> Environment {
         Environment {
+            interfaces: Vec::new(),
+            files: Vec::new(),
             cgroup: "/sys/fs/cgroup/test".into(),
             rootfs: Rootfs {
                 layers: vec![Layer::File("/layers/one".into())],
@@ -423,11 +497,6 @@ mod tests {
                 "/ociVersion",
                 json!("2.0.0"),
                 "ociVersion: version \"2.0.0\" is not supported",
-            ),
-            (
-                "/process/terminal",
-                json!(true),
-                "process.terminal: this setting is not supported",
             ),
             ("/process/args", json!([]), "process.args: is empty"),
             (
@@ -529,6 +598,23 @@ mod tests {
                 additional
             }
         );
+    }
+
+    #[test]
+    fn a_terminal_has_a_size() {
+        let terminal = |terminal: bool, size: Value| {
+            let mut spec = minimal();
+            spec["process"]["terminal"] = json!(terminal);
+            spec["process"]["consoleSize"] = size;
+            plan(spec).map(|plan| plan.process.terminal)
+        };
+        let size = |rows, columns| Ok(Some(Size { rows, columns }));
+        let given = json!({"height": 24, "width": 80});
+        assert_eq!(terminal(true, given.clone()), size(24, 80));
+        assert_eq!(terminal(true, Value::Null), size(0, 0));
+        assert_eq!(terminal(false, given), Ok(None));
+        let error = terminal(true, json!({"height": 1, "width": 65536})).unwrap_err();
+        assert_eq!(error.to_string(), "process.consoleSize.width: is above 65535");
     }
 
     #[test]

@@ -18,6 +18,21 @@ impl Reopener {
         Ok(Reopener(rustix::fs::open("/proc/self/fd", flags, Mode::empty())?))
     }
 
+    /// By a proc file system of this process' own, which nobody else has: for a process whose `/proc` is not the caller's.
+    pub(crate) fn detached() -> io::Result<Reopener> {
+        use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+        let context = rustix::mount::fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_create(&context)?;
+        let proc = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        Ok(Reopener(rustix::fs::openat(
+            &proc,
+            "self/fd",
+            flags,
+            Mode::empty(),
+        )?))
+    }
+
     /// Opens what `found` stands for once more, with these flags, closed at `execve`.
     pub(crate) fn open(&self, found: impl AsFd, flags: OFlags) -> io::Result<OwnedFd> {
         let name = found.as_fd().as_raw_fd().to_string();

@@ -29,6 +29,13 @@ pub(crate) enum Error {
     IsALink { path: PathBuf },
 }
 
+impl Error {
+    /// Whether there is nothing at the path.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::Open { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// What has to be at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -61,14 +68,21 @@ impl Root {
 
     /// A descriptor (`O_PATH`) of what `path` leads to, if there is anything.
     pub(crate) fn open(&self, path: &Path) -> Result<Option<OwnedFd>, Error> {
-        match self.resolve(path, ResolveFlags::empty()) {
-            Ok(descriptor) => Ok(Some(descriptor)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-            Err(error) => Err(Error::Open {
-                path: path.into(),
-                source: error.into(),
-            }),
+        existing(path, self.resolve(path, ResolveFlags::empty()))
+    }
+
+    /// As [`Root::open`], but a symbolic link on the way is an error.
+    pub(crate) fn open_strictly(&self, path: &Path) -> Result<Option<OwnedFd>, Error> {
+        match self.resolve(path, ResolveFlags::NO_SYMLINKS) {
+            Err(Errno::LOOP) => Err(Error::IsALink { path: path.into() }),
+            found => existing(path, found),
         }
+    }
+
+    /// Opens what is at `path` if no symbolic link leads there.
+    pub(crate) fn open_plain(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        rustix::fs::openat2(&self.0, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
     }
 
     /// A descriptor (`O_PATH`) of the target at `path`, which is made with its parents if it is not there.
@@ -142,6 +156,17 @@ impl Root {
             };
         }
         Ok(directory)
+    }
+}
+
+fn existing(path: &Path, found: rustix::io::Result<OwnedFd>) -> Result<Option<OwnedFd>, Error> {
+    match found {
+        Ok(descriptor) => Ok(Some(descriptor)),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(error) => Err(Error::Open {
+            path: path.into(),
+            source: error.into(),
+        }),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -56,9 +56,6 @@ pub(crate) fn mount(rootfs: &Rootfs) -> Result<(), Error> {
     let upper = open_directory(&rootfs.upper)?;
     let work = open_directory(&rootfs.work)?;
     mount_layers(rootfs)?;
-    if let Some(top) = rootfs.layers.len().checked_sub(1) {
-        copy_root_attributes(&rootfs.staging.join(top.to_string()), rootfs)?;
-    }
     mount_overlay(rootfs, &overlay_options(rootfs.layers.len(), &upper, &work))
 }
 
@@ -71,7 +68,27 @@ pub(crate) fn mount_read_only(rootfs: &Rootfs) -> Result<(), Error> {
     mount_overlay(rootfs, &options)
 }
 
-/// Mounts each layer, and makes the directory that has them the working directory.
+/// Mounts what lies below the upper directory, and makes that the working directory.
+pub(crate) fn mount_layers_alone(rootfs: &Rootfs) -> Result<(), Error> {
+    mount_layers(rootfs)?;
+    // overlayfs wants two directories at least.
+    let lower = lower_directories(rootfs.layers.len());
+    mount_overlay(
+        rootfs,
+        &format!("lowerdir={lower}:none,index=off,metacopy=off,redirect_dir=off"),
+    )
+}
+
+/// Gives the upper directory the attributes that the first mount will give it, for who reads it alone.
+pub(crate) fn prepare_upper(rootfs: &Rootfs) -> Result<(), Error> {
+    if was_mounted(rootfs)? {
+        return Ok(());
+    }
+    mount_layers(rootfs)
+}
+
+/// Mounts each layer, gives the upper directory the attributes of the image's root directory where it has none of its own
+/// yet, and makes the directory that has the layers the working directory.
 fn mount_layers(rootfs: &Rootfs) -> Result<(), Error> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     rustix::mount::mount_change("/", private).map_err(|error| Error::Propagation(error.into()))?;
@@ -92,8 +109,11 @@ fn mount_layers(rootfs: &Rootfs) -> Result<(), Error> {
             Layer::File(path) => files.mount(path, &target)?,
         }
     }
-    for name in ["empty", "root"] {
+    for name in ["empty", "none", "root"] {
         fs::create_dir(staging.join(name)).map_err(staged)?;
+    }
+    if let Some(top) = rootfs.layers.len().checked_sub(1) {
+        copy_root_attributes(&staging.join(top.to_string()), rootfs)?;
     }
     // Names relative to the working directory, because the options of 127 layers have to fit one page.
     rustix::process::chdir(staging).map_err(|error| staged(error.into()))
@@ -122,13 +142,9 @@ fn mount_overlay(rootfs: &Rootfs, options: &str) -> Result<(), Error> {
 }
 
 /// The root directory of an overlay looks like its upper directory, but has to look like the image's. Only the first time:
-/// later it is as the workload left it. Overlayfs makes a directory in `work` when it is first mounted.
+/// later it is as the workload left it.
 fn copy_root_attributes(top: &Path, rootfs: &Rootfs) -> Result<(), Error> {
-    let used = fs::read_dir(&rootfs.work).map(|mut entries| entries.next().is_some());
-    if used.map_err(|source| Error::Open {
-        path: rootfs.work.clone(),
-        source,
-    })? {
+    if was_mounted(rootfs)? {
         return Ok(());
     }
     let upper = &rootfs.upper;
@@ -136,7 +152,7 @@ fn copy_root_attributes(top: &Path, rootfs: &Rootfs) -> Result<(), Error> {
         .and_then(|metadata| {
             std::os::unix::fs::chown(upper, Some(metadata.uid()), Some(metadata.gid()))?;
             fs::set_permissions(upper, metadata.permissions())?;
-            copy_xattrs(top, upper)
+            copy_xattrs(fs::File::open(top)?, fs::File::open(upper)?)
         })
         .map_err(|source| Error::Upper {
             path: upper.clone(),
@@ -144,11 +160,20 @@ fn copy_root_attributes(top: &Path, rootfs: &Rootfs) -> Result<(), Error> {
         })
 }
 
+/// Whether there has been an overlay for a workload: overlayfs makes a directory in `work` then.
+fn was_mounted(rootfs: &Rootfs) -> Result<bool, Error> {
+    let mut entries = fs::read_dir(&rootfs.work).map_err(|source| Error::Open {
+        path: rootfs.work.clone(),
+        source,
+    })?;
+    Ok(entries.next().is_some())
+}
+
 /// Copies extended attributes, apart from overlayfs's own, which mean something in their layer only. As when overlayfs copies
 /// a file up, what a file system has no place for is lost, unless it decides who may do what.
-fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy_xattrs(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
     let mut names = vec![0; XATTRS_SIZE];
-    let length = match rustix::fs::listxattr(from, &mut *names) {
+    let length = match rustix::fs::flistxattr(&from, &mut *names) {
         Err(Errno::NOTSUP) => return Ok(()),
         other => other?,
     };
@@ -160,9 +185,9 @@ fn copy_xattrs(from: &Path, to: &Path) -> io::Result<()> {
         if name.starts_with(b"trusted.overlay.") {
             continue;
         }
-        let length = rustix::fs::getxattr(from, name, &mut *value)?;
+        let length = rustix::fs::fgetxattr(&from, name, &mut *value)?;
         let decides = name.starts_with(b"security.") || name.starts_with(b"system.posix_acl_");
-        match rustix::fs::setxattr(to, name, &value[..length], XattrFlags::empty()) {
+        match rustix::fs::fsetxattr(&to, name, &value[..length], XattrFlags::empty()) {
             Err(Errno::NOTSUP) if !decides => {}
             other => other?,
         }

@@ -1,17 +1,21 @@
 //! What parent and init say to each other over their socket, before there is a workload:
 //!
 //! ```text
-//! parent: Plan            init: Created | Failure
+//! parent: Plan            init: Created, then the terminal if the plan has one | Failure
 //! parent: Start           init: Failure, or the socket closes because execve succeeded
 //! ```
 //!
-//! Each message is its length (32 bits, host order) and JSON. Both ends are the same executable, so there is no version.
+//! Each message is its length (32 bits, host order) and JSON; the terminal is a descriptor, with a byte to carry it. Both ends are the same executable, so there is no version.
 
 use std::fmt;
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::io::{self, IoSlice, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::SendFlags;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +125,31 @@ pub(crate) fn send(socket: impl AsFd, message: &impl Serialize) -> Result<(), Er
     Ok(())
 }
 
+/// Sends a descriptor.
+pub(crate) fn send_descriptor(socket: impl AsFd, descriptor: impl AsFd) -> Result<(), Error> {
+    let descriptors = [descriptor.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    // There is room for it.
+    control.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let sent = rustix::net::sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL);
+    sent.map(drop).map_err(|error| Error::Send(error.into()))
+}
+
+/// Receives a descriptor, where a message has announced it.
+pub(crate) fn receive_descriptor(socket: impl AsFd) -> Result<OwnedFd, Error> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let (mut byte, flags) = ([0], RecvFlags::CMSG_CLOEXEC);
+    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, flags)
+        .map_err(|error| Error::Receive(error.into()))?;
+    let received = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    received.ok_or(Error::Closed)
+}
+
 /// Receives a message; nothing if the socket was closed before it.
 pub(crate) fn receive<T: DeserializeOwned>(mut socket: impl Read) -> Result<Option<T>, Error> {
     let mut word = [0; 4];
@@ -183,6 +212,25 @@ mod tests {
         assert!(receive::<Start>(&far).unwrap().is_some());
         assert!(receive::<Start>(&far).unwrap().is_none());
         assert!(matches!(send(&far, &Start), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn a_descriptor_follows_its_announcement() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        send(&near, &Report::Created).unwrap();
+        send_descriptor(&near, writer).unwrap();
+        send(&near, &Start).unwrap();
+        assert!(matches!(receive(&far).unwrap(), Some(Report::Created)));
+        let received = UnixStream::from(receive_descriptor(&far).unwrap());
+        assert!(receive::<Start>(&far).unwrap().is_some());
+        std::io::Write::write_all(&mut &received, b"x").unwrap();
+        drop(received);
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "x");
+        drop(near);
+        assert!(matches!(receive_descriptor(&far), Err(Error::Closed)));
     }
 
     #[test]

@@ -36,6 +36,18 @@ pub(crate) fn leave_mounts() -> io::Result<()> {
     }
 }
 
+/// Makes the working directory the root directory of the calling thread, whose directories are its own.
+pub(crate) fn enter_directory() -> io::Result<()> {
+    rustix::process::chroot(".")?;
+    Ok(rustix::process::chdir("/")?)
+}
+
+/// Gives the calling thread a root directory and a working directory of its own.
+pub(crate) fn leave_directories() -> io::Result<()> {
+    // SAFETY: as in `leave_mounts`.
+    check(unsafe { libc::unshare(libc::CLONE_FS) }.into())
+}
+
 /// Descriptor of the synchronisation socket in the child, after the three standard streams.
 pub(crate) const SYNC_FD: RawFd = 3;
 
@@ -250,10 +262,24 @@ pub(crate) fn join_new_session_keyring() -> io::Result<()> {
 
 /// Adds and removes `MOUNT_ATTR_*` flags of the mount that `mount` refers to, and of those below it if `recursive`.
 pub(crate) fn mount_setattr(mount: impl AsFd, recursive: bool, set: u64, clear: u64) -> io::Result<()> {
+    change_mount(mount, recursive, (set, clear, 0))
+}
+
+/// Says what the mount that `mount` refers to, and those below it if `recursive`, tell others of what is mounted below them:
+/// one of `MS_PRIVATE`, `MS_SLAVE` and `MS_SHARED`.
+pub(crate) fn set_propagation(mount: impl AsFd, recursive: bool, propagation: u64) -> io::Result<()> {
+    change_mount(mount, recursive, (0, 0, propagation))
+}
+
+fn change_mount(
+    mount: impl AsFd,
+    recursive: bool,
+    (set, clear, propagation): (u64, u64, u64),
+) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: set,
         attr_clr: clear,
-        propagation: 0,
+        propagation,
         userns_fd: 0,
     };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
@@ -415,7 +441,10 @@ pub(crate) fn attach_device_program(cgroup: impl AsFd, program: impl AsFd) -> io
 }
 
 /// Sends `signal`, any number the kernel knows, to the process behind `pidfd`. pidfd_send_signal(2).
-pub(crate) fn signal(pidfd: impl AsFd, signal: c_int) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel's: there is no such signal, the process has ended.
+pub fn signal(pidfd: impl AsFd, signal: c_int) -> io::Result<()> {
     let pidfd = pidfd.as_fd().as_raw_fd();
     // SAFETY: a null siginfo asks for what kill(2) would send.
     check(unsafe {
@@ -431,17 +460,41 @@ pub(crate) fn signal(pidfd: impl AsFd, signal: c_int) -> io::Result<()> {
 
 /// Replaces this program; returns only if that fails.
 pub(crate) fn execute(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
-    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
-        strings
-            .iter()
-            .map(|string| string.as_ptr())
-            .chain([ptr::null()])
-            .collect()
-    };
     let (arguments, environment) = (pointers(arguments), pointers(environment));
     // SAFETY: all strings are NUL-terminated and outlive the call, both arrays end with a null pointer.
     unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
     io::Error::last_os_error()
+}
+
+/// The same with the program that `file` is.
+pub(crate) fn execute_descriptor(
+    file: BorrowedFd<'_>,
+    arguments: &[CString],
+    environment: &[CString],
+) -> io::Error {
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: all strings are NUL-terminated and outlive the call, both arrays end with a null pointer, and the descriptor
+    // is open.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    io::Error::last_os_error()
+}
+
+/// Pointers to strings, and a null pointer; they are good as long as the strings are.
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([ptr::null()])
+        .collect()
 }
 
 fn check(result: c_long) -> io::Result<()> {

@@ -156,11 +156,15 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
+/// `USER[:GROUP[:MORE,...]]`: the third part are further groups, by name or number.
+///
 /// Docker's rules: a number is an ID even if an account is named so; an unknown name is an error, an unknown number is
 /// not; with a group given, the account's supplementary groups do not count; the group ID is also a supplementary one,
 /// so that a program cannot leave it to escape a group's denial (CVE-2022-36109).
 fn resolve(text: &str, passwd: &str, group: &str) -> Result<Identity, Error> {
-    let (user_text, group_text) = text.split_once(':').unwrap_or((text, ""));
+    let mut parts = text.splitn(3, ':');
+    let mut part = || parts.next().unwrap_or_default();
+    let (user_text, group_text, more) = (part(), part(), part());
     let user_text = if user_text.is_empty() { "0" } else { user_text };
     let number = id(user_text)?;
     let account = accounts(passwd).find(|account| match number {
@@ -180,15 +184,12 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<Identity, Error> {
             supplementary.extend(of_account.map(|group| group.gid));
         }
     } else {
-        gid = match id(group_text)? {
-            Some(gid) => gid,
-            None => {
-                let named = groups(group).find(|group| group.name == group_text);
-                named.ok_or_else(|| Error::NoGroup(group_text.into()))?.gid
-            }
-        };
+        gid = group_id(group_text, group)?;
     }
     supplementary.push(gid);
+    for name in more.split(',').filter(|name| !name.is_empty()) {
+        supplementary.push(group_id(name, group)?);
+    }
     supplementary.sort_unstable();
     supplementary.dedup();
     let home = if home.is_empty() { "/" } else { home };
@@ -198,6 +199,15 @@ fn resolve(text: &str, passwd: &str, group: &str) -> Result<Identity, Error> {
         groups: supplementary,
         home: home.into(),
     })
+}
+
+/// The ID of a group by its name or number.
+fn group_id(text: &str, group: &str) -> Result<u32, Error> {
+    if let Some(gid) = id(text)? {
+        return Ok(gid);
+    }
+    let named = groups(group).find(|group| group.name == text);
+    Ok(named.ok_or_else(|| Error::NoGroup(text.into()))?.gid)
 }
 
 /// The number, if the text is one.
@@ -246,6 +256,9 @@ mod tests {
         check("1000:1000", 1000, 1000, &[1000], "/");
         check(":ssl", 0, 100, &[100], "/root");
         check("homeless", 50, 50, &[50], "/");
+        check("www::video,7,root", 33, 34, &[0, 7, 34, 44, 100], "/var/www");
+        check("www:ssl:video", 33, 100, &[44, 100], "/var/www");
+        check("::7", 0, 0, &[0, 7, 100], "/root");
         check("2147483647", LARGEST_ID, 0, &[0], "/");
     }
 
@@ -255,6 +268,7 @@ mod tests {
             ("nobody", "no user \"nobody\" in /etc/passwd of the image"),
             ("broken", "no user \"broken\" in /etc/passwd of the image"),
             ("root:wheel", "no group \"wheel\" in /etc/group of the image"),
+            ("root::ssl,wheel", "no group \"wheel\" in /etc/group of the image"),
             ("2147483648", "2147483648 is not between 0 and 2147483647"),
             (
                 "99999999999999999999",

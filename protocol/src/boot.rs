@@ -1,5 +1,8 @@
 //! What the host tells the agent before any connection exists, and what the agent tells the host without one.
 
+use std::path::PathBuf;
+
+use oci_spec::runtime::Mount;
 use serde::{Deserialize, Serialize};
 
 /// Where the agent finds its [`BootConfig`] in the initial root file system. The host appends a small archive with
@@ -10,7 +13,7 @@ pub const BOOT_CONFIG_PATH: &str = "/boot.json";
 pub const DOORBELL_PORT: u16 = 0x0600;
 
 /// Handed to the agent in the initial root file system.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BootConfig {
     /// [`crate::VERSION`] of the host.
@@ -19,6 +22,22 @@ pub struct BootConfig {
     pub token: String,
     /// Where each image layer lies on the read-only disk, lowest layer first. Each is an EROFS file system.
     pub layers: Vec<LayerExtent>,
+    /// Directories of the host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
+    /// What of them is mounted where, for who copies files of a container that is not made here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+}
+
+/// A directory of the host. The host decides where in the guest it is, because mounts of the specification name that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Its file system device.
+    pub tag: String,
+    /// Where the agent mounts it: a directory that it makes.
+    pub directory: PathBuf,
 }
 
 /// A layer's place on the composite read-only disk.

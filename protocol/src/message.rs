@@ -1,10 +1,15 @@
 //! The messages. Their JSON is frozen by the tests below: a change there is a change of [`VERSION`].
 
-use oci_spec::runtime::Spec;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use oci_spec::runtime::{Process, Spec};
 use serde::{Deserialize, Serialize};
 
+use crate::archive::Extent;
+
 /// Version of everything in this crate. Host and guest must agree on it exactly.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The vsock port on which the agent listens.
 pub const AGENT_PORT: u32 = 1024;
@@ -30,6 +35,25 @@ pub enum Purpose {
     /// Raw bytes of one of the workload's standard streams. Opened between [`Request::Create`] and
     /// [`Request::Start`].
     Stream(Stream),
+    /// Requests and events of one further process in the container, under a number that the host chooses. Its end before
+    /// [`Event::Exited`] is the process' end.
+    Exec(u64),
+    /// Raw bytes of one of that process' standard streams. Opened between its [`Request::Exec`] and [`Request::Start`].
+    ExecStream {
+        /// The process.
+        number: u64,
+        /// Its stream.
+        stream: Stream,
+    },
+    /// The container's files.
+    Archive(Extent),
+    /// Files of the container, one way or the other.
+    Copy {
+        /// Whether those of a container that does not run are to be changed.
+        writes: bool,
+    },
+    /// One question about the workload as a whole, a [`crate::Ask`].
+    Workload,
 }
 
 /// One of the workload's standard streams.
@@ -60,7 +84,18 @@ pub enum Welcome {
     },
 }
 
-/// Host to guest, on the control connection.
+/// Size of a terminal in characters; 0 is not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalSize {
+    /// Its height.
+    pub rows: u16,
+    /// Its width.
+    pub columns: u16,
+}
+
+/// Host to guest, on the control connection; of the requests below, a further process' connection takes [`Request::Exec`],
+/// [`Request::Start`], [`Request::Signal`] and [`Request::Resize`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
@@ -74,6 +109,11 @@ pub enum Request {
         /// Signal number.
         signal: i32,
     },
+    /// Change the size of the terminal, if there is one. Not answered, so that it can be sent while an answer to something
+    /// else is awaited.
+    Resize(TerminalSize),
+    /// Make a further process in the container, up to but not including its `execve`.
+    Exec(Box<Exec>),
     /// End the workload if it still runs, flush the writable layer and power off. The answer is best effort: the
     /// VM may be gone first.
     PowerOff,
@@ -83,8 +123,49 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Create {
-    /// The same OCI runtime specification that container mode hands to the isolation crate on the host.
+    /// The same OCI runtime specification that container mode hands to the isolation crate on the host. Where it asks for a
+    /// terminal, there is no [`Stream::Stderr`]: all output comes as [`Stream::Stdout`].
     pub spec: Spec,
+    /// Whether a [`Stream::Stdin`] connection will be opened; otherwise standard input is `/dev/null`.
+    pub stdin: bool,
+    /// The network interfaces that the workload gets for itself: the guest's, by their hardware addresses.
+    pub interfaces: Vec<Interface>,
+    /// Files that are put in the place of the image's.
+    pub files: Vec<PrivateFile>,
+}
+
+/// A network interface, as the isolation crate is told of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface {
+    /// Its name for the workload.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
+    /// Its addresses and the lengths of their networks' prefixes.
+    pub addresses: Vec<(IpAddr, u8)>,
+    /// By which everything else is reached.
+    pub gateways: Vec<IpAddr>,
+    /// Largest packet in bytes; what the device has where `None`.
+    pub mtu: Option<u16>,
+}
+
+/// A file of the container's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrivateFile {
+    /// Where it is for the workload.
+    pub path: PathBuf,
+    /// What is in it at first.
+    pub content: String,
+}
+
+/// Arguments of [`Request::Exec`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// What the isolation crate would be given on the host. As to a terminal, see [`Create::spec`].
+    pub process: Process,
     /// Whether a [`Stream::Stdin`] connection will be opened; otherwise standard input is `/dev/null`.
     pub stdin: bool,
 }
@@ -156,10 +237,56 @@ mod tests {
             &hello(Purpose::Stream(Stream::Stdin)),
             r#"{"version":1,"token":"t","purpose":{"stream":"stdin"}}"#,
         );
+        check(
+            &hello(Purpose::Exec(3)),
+            r#"{"version":1,"token":"t","purpose":{"exec":3}}"#,
+        );
+        check(
+            &hello(Purpose::ExecStream {
+                number: 3,
+                stream: Stream::Stdout,
+            }),
+            r#"{"version":1,"token":"t","purpose":{"exec_stream":{"number":3,"stream":"stdout"}}}"#,
+        );
+        check(
+            &hello(Purpose::Archive(Extent::Changes)),
+            r#"{"version":1,"token":"t","purpose":{"archive":"changes"}}"#,
+        );
+        check(
+            &hello(Purpose::Copy { writes: true }),
+            r#"{"version":1,"token":"t","purpose":{"copy":{"writes":true}}}"#,
+        );
+        check(
+            &hello(Purpose::Workload),
+            r#"{"version":1,"token":"t","purpose":"workload"}"#,
+        );
+        let interface = Interface {
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 0, 1],
+            addresses: vec![("10.0.0.2".parse().unwrap(), 24)],
+            gateways: vec!["10.0.0.1".parse().unwrap()],
+            mtu: None,
+        };
+        check(
+            &interface,
+            r#"{"name":"eth0","mac":[2,0,0,0,0,1],"addresses":[["10.0.0.2",24]],"gateways":["10.0.0.1"],"mtu":null}"#,
+        );
+        let file = PrivateFile {
+            path: "/etc/hosts".into(),
+            content: "a".into(),
+        };
+        check(&file, r#"{"path":"/etc/hosts","content":"a"}"#);
         check(&Welcome::Accepted { version: 1 }, r#"{"accepted":{"version":1}}"#);
         check(&Request::Start, r#""start""#);
         check(&Request::Signal { signal: 15 }, r#"{"signal":{"signal":15}}"#);
         check(&Request::PowerOff, r#""power_off""#);
+        check(
+            &Request::Resize(TerminalSize {
+                rows: 24,
+                columns: 80,
+            }),
+            r#"{"resize":{"rows":24,"columns":80}}"#,
+        );
         check(&Event::Done, r#""done""#);
         check(
             &Event::Failed(Failure {

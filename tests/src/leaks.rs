@@ -8,14 +8,24 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::command::tool;
 use crate::processes;
 use crate::wait::wait_until;
 
 /// The kernel takes things away a little after the last process that held them: a mount, a cgroup, a loop device.
 const SETTLE: Duration = Duration::from_secs(10);
 
+/// What has happened is kept, and may begin a new file at any time.
+const KEPT: [&str; 2] = ["run/events", "run/events.1"];
+
+/// The layer of rvm's own program is made when it is first needed, and stays.
+fn is_probe(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with("probe-") && path.parent().is_some_and(|parent| parent.ends_with("root/cache"))
+}
+
 /// Everything of the kinds that leak, on the whole machine: processes, mounts, loop devices, cgroups, unix sockets,
-/// network interfaces, and the files in some directories.
+/// network interfaces, tables of the packet filter, and the files in some directories.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     directories: Vec<PathBuf>,
@@ -71,6 +81,10 @@ fn collect(directories: &[PathBuf]) -> Result<BTreeSet<String>> {
         ));
     }
     for line in read("/proc/self/mountinfo")?.lines() {
+        // Made by the first `ip netns add` of a test, and kept.
+        if line.contains(" /run/netns ") {
+            continue;
+        }
         things.insert(format!("mount {line}"));
     }
     for line in read("/proc/net/unix")?.lines() {
@@ -87,6 +101,10 @@ fn collect(directories: &[PathBuf]) -> Result<BTreeSet<String>> {
     for interface in list(Path::new("/sys/class/net"))? {
         things.insert(format!("network interface {}", interface.display()));
     }
+    // Whoever may not list them cannot have made any.
+    for table in tool("nft", &["list", "tables"]).unwrap_or_default().lines() {
+        things.insert(format!("packet filter: {table}"));
+    }
     walk(Path::new("/sys/fs/cgroup"), true, "cgroup", &mut things)?;
     for directory in directories {
         walk(directory, false, "file", &mut things)?;
@@ -96,6 +114,9 @@ fn collect(directories: &[PathBuf]) -> Result<BTreeSet<String>> {
 
 fn walk(top: &Path, only_directories: bool, label: &str, things: &mut BTreeSet<String>) -> Result<()> {
     for path in list(top)? {
+        if KEPT.iter().any(|name| path.ends_with(name)) || is_probe(&path) {
+            continue;
+        }
         let is_directory = path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir());
         if is_directory || !only_directories {
             things.insert(format!("{label} {}", path.display()));

@@ -8,7 +8,7 @@
 //! - [`images`]: images made by other tools.     - [`archive`]: hostile images, made by hand.
 //! - [`assets`]: kernels and initramfs images that misbehave.
 //! - [`tree`]: a file tree, entry by entry.      - [`processes`]: what runs on this machine.
-//! - [`registry`]: a real registry.
+//! - [`registry`]: a real registry.              - [`terminal`]: a person at a terminal.
 #![forbid(unsafe_code)]
 
 pub mod archive;
@@ -19,6 +19,7 @@ pub mod leaks;
 pub mod processes;
 pub mod registry;
 pub mod rvm;
+pub mod terminal;
 pub mod tree;
 pub mod wait;
 

@@ -23,6 +23,8 @@ pub struct Protection {
     pub tls: bool,
     /// The user [`USER`] with [`PASSWORD`], and nobody else.
     pub password: bool,
+    /// Over TLS, only who shows a certificate of the same authority.
+    pub client_certificate: bool,
 }
 
 /// Who may use a registry with a password.
@@ -78,6 +80,17 @@ impl Registry {
         wait_until("the registry answers", START_LIMIT, || {
             Ok(TcpStream::connect(&address).is_ok())
         })
+    }
+
+    /// Starts it again with the same content and under another protection.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn protect(&mut self, protection: Protection) -> Result<()> {
+        self.stop();
+        self.protection = protection;
+        self.configure()?;
+        self.restart()
     }
 
     /// Kills it.
@@ -155,6 +168,12 @@ impl Registry {
         ))
     }
 
+    /// The certificate and the key of somebody whom its authority knows.
+    #[must_use]
+    pub fn client(&self) -> [PathBuf; 2] {
+        ["client.crt", "client.key"].map(|name| self.directory.join(name))
+    }
+
     fn configure(&self) -> Result<()> {
         let at = |name: &str| self.directory.join(name).display().to_string();
         let mut text = format!(
@@ -165,8 +184,13 @@ impl Registry {
         );
         if self.protection.tls {
             self.certify()?;
+            let clients = if self.protection.client_certificate {
+                format!(", clientcas: [{}]", at("ca.crt"))
+            } else {
+                String::new()
+            };
             text.push_str(&format!(
-                "  tls: {{certificate: {}, key: {}}}\n",
+                "  tls: {{certificate: {}, key: {}{clients}}}\n",
                 at("server.crt"),
                 at("server.key")
             ));
@@ -182,7 +206,7 @@ impl Registry {
         Ok(fs::write(at("config.yml"), text)?)
     }
 
-    /// An authority of its own, and a certificate from it for localhost.
+    /// An authority of its own, and certificates from it for localhost and for a client.
     fn certify(&self) -> Result<()> {
         let at = |name: &str| self.directory.join(name).display().to_string();
         let curve = [
@@ -205,43 +229,34 @@ impl Registry {
             "-out",
             &at("ca.crt"),
         ])?;
-        request(&[
-            "-subj",
-            "/CN=localhost",
-            "-keyout",
-            &at("server.key"),
-            "-out",
-            &at("server.csr"),
-        ])?;
         fs::write(
             at("names"),
             "subjectAltName=DNS:localhost\nbasicConstraints=CA:FALSE\n",
         )?;
-        let (csr, ca, key, names, out) = (
-            at("server.csr"),
-            at("ca.crt"),
-            at("ca.key"),
-            at("names"),
-            at("server.crt"),
-        );
-        let signing = [
-            "x509",
-            "-req",
-            "-days",
-            "2",
-            "-CAcreateserial",
-            "-in",
-            &csr,
-            "-CA",
-            &ca,
-            "-CAkey",
-            &key,
-        ];
-        tool(
-            "openssl",
-            &[&signing[..], &["-extfile", &names, "-out", &out]].concat(),
-        )
-        .map(drop)
+        for (name, subject) in [("server", "/CN=localhost"), ("client", "/CN=a client")] {
+            let file = |extension: &str| at(&format!("{name}.{extension}"));
+            let (key, csr) = (file("key"), file("csr"));
+            request(&["-subj", subject, "-keyout", &key, "-out", &csr])?;
+            let signing = [
+                "x509",
+                "-req",
+                "-days",
+                "2",
+                "-CAcreateserial",
+                "-in",
+                &csr,
+                "-CA",
+                &at("ca.crt"),
+                "-CAkey",
+                &at("ca.key"),
+                "-extfile",
+                &at("names"),
+                "-out",
+                &file("crt"),
+            ];
+            tool("openssl", &signing)?;
+        }
+        Ok(())
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Rvm {
     isolation: Isolation,
     base: PathBuf,
     assets: PathBuf,
+    /// Whether what it runs is on the default network where nobody says otherwise.
+    connected: bool,
 }
 
 /// Tests run one at a time: each looks at the whole machine for what it left behind.
@@ -67,6 +69,7 @@ pub fn in_mode(isolation: Isolation, body: impl FnOnce(&Rvm) -> Result<()>) -> R
     if result.is_err() {
         // Do not let one failure become the next test's; its own message says enough.
         let _ = rvm.remove_containers();
+        let _ = rvm.call(["volume", "prune", "-f", "-a"]);
         return result;
     }
     before.nothing_new()
@@ -79,11 +82,15 @@ impl Rvm {
     /// If an image cannot be made or loaded.
     pub fn with_images(isolation: Isolation) -> Result<Self> {
         static LOADED: Once = Once::new();
-        static WARM: [Once; 2] = [Once::new(), Once::new()];
+        static WARM: Once = Once::new();
         let rvm = Self::at(isolation, scratch()?.join("shared"))?;
         once(&LOADED, || rvm.load_images()).context("cannot load the test images")?;
-        let warm = &WARM[usize::from(isolation == Isolation::Vm)];
-        once(warm, || rvm.warm_up()).context("cannot run anything")?;
+        // The other mode as well: some tests go on in it.
+        once(&WARM, || {
+            rvm.warm_up()?;
+            rvm.in_the_other_mode().warm_up()
+        })
+        .context("cannot run anything")?;
         Ok(rvm)
     }
 
@@ -105,6 +112,7 @@ impl Rvm {
             isolation,
             base,
             assets: assets.into(),
+            connected: false,
         })
     }
 
@@ -115,6 +123,34 @@ impl Rvm {
             isolation: self.isolation,
             base: self.base.clone(),
             assets: assets.to_owned(),
+            connected: self.connected,
+        }
+    }
+
+    /// The same installation in the other mode.
+    #[must_use]
+    pub fn in_the_other_mode(&self) -> Self {
+        let isolation = match self.isolation {
+            Isolation::Vm => Isolation::Container,
+            Isolation::Container => Isolation::Vm,
+        };
+        Self {
+            isolation,
+            base: self.base.clone(),
+            assets: self.assets.clone(),
+            connected: self.connected,
+        }
+    }
+
+    /// The same installation, for a test of networks: what it runs is on the default one, as a person's containers are. Most
+    /// tests are of something else, and making a bridge and its rules for each container takes an emulated processor long.
+    #[must_use]
+    pub fn connected(&self) -> Self {
+        Self {
+            connected: true,
+            isolation: self.isolation,
+            base: self.base.clone(),
+            assets: self.assets.clone(),
         }
     }
 
@@ -165,12 +201,15 @@ impl Rvm {
         finish(self.command(arguments)?, LIMIT)
     }
 
-    /// A call of `rvm run --isolation MODE ARGUMENTS`.
+    /// A call of `rvm run --isolation MODE ARGUMENTS`, without a network unless it is [`Rvm::connected`].
     ///
     /// # Errors
     /// If the binary is not there.
     pub fn run_command<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<Command> {
         let mut command = self.command(["run", "--isolation", self.isolation.name()])?;
+        if !self.connected {
+            command.args(["--network", "none"]);
+        }
         command.args(arguments);
         Ok(command)
     }
@@ -196,6 +235,41 @@ impl Rvm {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         Running::start(command)
+    }
+
+    /// `rvm run --isolation MODE -d --name NAME ARGUMENTS`; its ID.
+    ///
+    /// # Errors
+    /// If it does not run.
+    pub fn detach(&self, name: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.run_command(["-d", "--name", name])?;
+        command.args(arguments);
+        let output = finish(command, LIMIT)?;
+        ensure!(output.code == 0, "{}", output.describe());
+        Ok(output.text())
+    }
+
+    /// What has happened to the newest container with this name.
+    ///
+    /// # Errors
+    /// If `rvm events` fails.
+    pub fn actions(&self, container: &str) -> Result<Vec<String>> {
+        let filter = format!("container={container}");
+        let output = self.call([
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "-f",
+            &filter,
+            "--format",
+            "{{.Action}}",
+        ])?;
+        ensure!(output.code == 0, "{}", output.describe());
+        let mut actions: Vec<_> = output.text().lines().map(str::to_owned).collect();
+        let newest = actions.iter().rposition(|action| action == "create").unwrap_or(0);
+        Ok(actions.split_off(newest))
     }
 
     /// IDs of its containers, ended ones included.
@@ -238,9 +312,11 @@ impl Rvm {
         Ok(())
     }
 
-    /// The first run makes what all later ones share: directories, the parent cgroup, the empty writable layer.
+    /// The first run makes what all later ones share: directories, the parent cgroup, the empty writable layer, the layer with
+    /// rvm's own program.
     fn warm_up(&self) -> Result<()> {
-        let output = self.run([BUSYBOX, "true"])?;
+        // On the default network, which is defined when somebody is first on it.
+        let output = self.connected().run(["--probe", BUSYBOX, "true"])?;
         ensure!(output.code == 0, "{}", output.describe());
         Ok(())
     }

@@ -10,21 +10,32 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 /// Which crates of the workspace each may name: arrows point one way.
-const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 13] = [
     (
         "cli",
         &["rvm-engine", "rvm-images", "rvm-isolation", "rvm-protocol"],
     ),
     (
         "engine",
-        &["rvm-images", "rvm-isolation", "rvm-protocol", "rvm-vmm"],
+        &[
+            "rvm-images",
+            "rvm-isolation",
+            "rvm-network",
+            "rvm-probe",
+            "rvm-protocol",
+            "rvm-vmm",
+        ],
     ),
     ("agent", &["rvm-isolation", "rvm-protocol"]),
     ("vmm", &[]),
     ("vmm/fs-worker", &["rvm-vmm"]),
-    ("images", &[]),
-    ("isolation", &[]),
+    ("images", &["rvm-tar"]),
+    ("isolation", &["rvm-netlink", "rvm-tar"]),
+    ("netlink", &[]),
+    ("network", &["rvm-netlink"]),
+    ("probe", &[]),
     ("protocol", &[]),
+    ("tar", &[]),
     ("tests", &[]),
 ];
 

@@ -59,8 +59,8 @@ const LOOP_TRIES: usize = 3;
 /// emulation, in which KVM itself is a guest, reach hundreds.
 const SLOWEST_MIPS: u64 = 25;
 /// The time for all tiny guests together. Conforming machines need about a millisecond, interpreting ones some tens; the
-/// rest is patience with a host that is busy.
-const DEADLINE: Duration = Duration::from_secs(1);
+/// rest is patience with a host that is busy: one second was too little where six processes wanted each processor.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Page table flag: code at privilege level 3 may use the page.
 const USER_PAGE: u64 = 4;

@@ -146,8 +146,9 @@ const DISK: &[Call] = &[
     any(libc::SYS_read), // the notification that it waits for
     any(libc::SYS_preadv),
     any(libc::SYS_pwritev),
-    any(libc::SYS_fallocate), // discard, write zeroes
-    any(libc::SYS_fdatasync), // flush
+    any(libc::SYS_fallocate),       // discard, write zeroes
+    any(libc::SYS_fdatasync),       // flush
+    any(libc::SYS_clock_nanosleep), // until there may be room on the host
 ];
 
 /// What is submitted this way no filter sees; `sys/uring.rs` says how the ring itself is restricted.

@@ -5,30 +5,100 @@ use std::net::Shutdown;
 use std::process::{Child, Command};
 use std::sync::mpsc;
 
-use oci_spec::runtime::ProcessBuilder;
+use oci_spec::runtime::{LinuxResources, ProcessBuilder, Spec};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
+use rvm_isolation::cgroup::{Processes, Usage};
+use rvm_protocol::{Answer, ArchiveReader, Ask};
 
 use super::*;
 
 /// Runs a specification's arguments as a child of the test.
-struct Processes {
+struct Children {
     waiting: Mutex<Option<Command>>,
     running: Mutex<Option<Child>>,
     powered_off: Mutex<mpsc::Sender<()>>,
 }
 
-impl Machine for Processes {
-    fn create(&self, spec: &Spec, stdio: Stdio) -> Result<(), Failure> {
-        let process = spec.process().clone().unwrap_or_default();
-        let arguments = process.args().clone().unwrap_or_default();
-        let mut command = Command::new(&arguments[0]);
-        command
-            .args(&arguments[1..])
-            .stdin(stdio.stdin)
-            .stdout(stdio.stdout)
-            .stderr(stdio.stderr);
-        *self.waiting.lock().unwrap() = Some(command);
+/// A child of the test as a further process.
+struct Additional {
+    terminal: Option<OwnedFd>,
+    command: Mutex<Option<Command>>,
+    child: Mutex<Option<Child>>,
+}
+
+impl Further for Additional {
+    fn take_terminal(&mut self) -> Option<OwnedFd> {
+        self.terminal.take()
+    }
+
+    fn start(&mut self) -> Result<(), Failure> {
+        let mut command = self.command.lock().unwrap().take().unwrap();
+        let child = command
+            .spawn()
+            .map_err(|error| failure(FailureKind::CommandNotFound, &error))?;
+        *self.child.lock().unwrap() = Some(child);
         Ok(())
+    }
+
+    fn signal(&self, signal: i32) -> Result<(), Failure> {
+        let pid = Pid::from_child(self.child.lock().unwrap().as_ref().unwrap());
+        kill_process(pid, Signal::from_named_raw(signal).unwrap())
+            .map_err(|error| failure(FailureKind::Other, &error))
+    }
+
+    fn wait(&self) -> Result<u8> {
+        let pid = Pid::from_child(self.child.lock().unwrap().as_ref().unwrap());
+        let status = waitid(WaitId::Pid(pid), WaitIdOptions::EXITED)?.unwrap();
+        let signal = || status.terminating_signal().map(|signal| 128 + signal);
+        Ok(u8::try_from(status.exit_status().or_else(signal).unwrap())?)
+    }
+}
+
+impl Workload for Children {
+    fn freeze(&self) -> Result<(), Failure> {
+        match &*self.running.lock().unwrap() {
+            Some(child) => kill_process(Pid::from_child(child), Signal::STOP)
+                .map_err(|error| failure(FailureKind::Other, &error)),
+            None => Err(refusal("nothing runs")),
+        }
+    }
+
+    fn thaw(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn processes(&self) -> Result<Processes, Failure> {
+        Ok(Processes::default())
+    }
+
+    fn usage(&self) -> Result<Usage, Failure> {
+        Ok(Usage::default())
+    }
+
+    fn limit(&self, _: &LinuxResources) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+impl Machine for Children {
+    type Further = Additional;
+
+    fn enter(&self, process: &Process, stdio: Stdio) -> Result<Additional, Failure> {
+        let (command, terminal) = command(process, stdio);
+        Ok(Additional {
+            terminal,
+            command: Mutex::new(Some(command)),
+            child: Mutex::new(None),
+        })
+    }
+
+    fn create(&self, create: &Create, stdio: Stdio) -> Result<Option<OwnedFd>, Failure> {
+        let spec = &create.spec;
+        let process = spec.process().clone().unwrap_or_default();
+        let (command, terminal) = command(&process, stdio);
+        *self.waiting.lock().unwrap() = Some(command);
+        Ok(terminal)
     }
 
     fn start(&self) -> Result<(), Failure> {
@@ -60,6 +130,18 @@ impl Machine for Processes {
         })
     }
 
+    fn archive(&self, extent: Extent) -> io::Result<Box<dyn Read>> {
+        match extent {
+            Extent::All | Extent::Diff => Ok(Box::new(io::repeat(7))),
+            Extent::Changes => Ok(Box::new(io::repeat(7).take(1000).chain(Broken))),
+        }
+    }
+
+    fn copy(&self, _: bool, connection: &UnixStream) -> Result<()> {
+        let nothing = io::Error::other("no files here");
+        Ok(archive::serve(Err(&nothing), connection)?)
+    }
+
     fn power_off(&self) {
         if let Some(child) = self.running.lock().unwrap().as_ref() {
             let _ = kill_process(Pid::from_child(child), Signal::KILL);
@@ -68,16 +150,45 @@ impl Machine for Processes {
     }
 }
 
+/// A command, and the outer side of its terminal if it is to have one.
+fn command(process: &Process, stdio: Stdio) -> (Command, Option<OwnedFd>) {
+    let arguments = process.args().clone().unwrap_or_default();
+    let mut command = Command::new(&arguments[0]);
+    command.args(&arguments[1..]);
+    if process.terminal() != Some(true) {
+        command
+            .stdin(stdio.stdin)
+            .stdout(stdio.stdout)
+            .stderr(stdio.stderr);
+        return (command, None);
+    }
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let outer = openpt(flags).unwrap();
+    unlockpt(&outer).unwrap();
+    let inner = || ioctl_tiocgptpeer(&outer, flags).unwrap();
+    command.stdin(inner()).stdout(inner()).stderr(inner());
+    (command, Some(outer))
+}
+
+/// Files that cannot be read.
+struct Broken;
+
+impl Read for Broken {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other("disk on fire"))
+    }
+}
+
 /// The host's side.
 struct Host {
-    server: Arc<Server<Processes>>,
+    server: Arc<Server<Children>>,
     powered_off: mpsc::Receiver<()>,
 }
 
 impl Host {
     fn new() -> Self {
         let (sender, powered_off) = mpsc::channel();
-        let machine = Processes {
+        let machine = Children {
             waiting: Mutex::new(None),
             running: Mutex::new(None),
             powered_off: Mutex::new(sender),
@@ -127,7 +238,12 @@ fn create(script: &str, stdin: bool) -> Request {
         .unwrap();
     let mut spec = Spec::default();
     spec.set_process(Some(process));
-    Request::Create(Box::new(Create { spec, stdin }))
+    Request::Create(Box::new(Create {
+        spec,
+        stdin,
+        interfaces: Vec::new(),
+        files: Vec::new(),
+    }))
 }
 
 fn read_all(mut stream: UnixStream) -> thread::JoinHandle<Vec<u8>> {
@@ -154,31 +270,31 @@ fn greetings_that_are_refused() {
     };
     let cases = [
         (
-            frame(r#"{"version":1,"token":"","purpose":"control"}"#),
+            frame(r#"{"version":2,"token":"","purpose":"control"}"#),
             "wrong token",
         ),
         (
-            frame(r#"{"version":1,"token":"secreT","purpose":"control"}"#),
+            frame(r#"{"version":2,"token":"secreT","purpose":"control"}"#),
             "wrong token",
         ),
         (
-            frame(r#"{"version":1,"token":"secret2","purpose":"control"}"#),
+            frame(r#"{"version":2,"token":"secret2","purpose":"control"}"#),
             "wrong token",
         ),
         (
-            frame(r#"{"version":2,"token":"secret","purpose":"control"}"#),
-            "version 2",
+            frame(r#"{"version":3,"token":"secret","purpose":"control"}"#),
+            "version 3",
         ),
         (
-            frame(r#"{"version":1,"token":"secret","purpose":"shell"}"#),
+            frame(r#"{"version":2,"token":"secret","purpose":"shell"}"#),
             "malformed",
         ),
         (
-            frame(r#"{"version":1,"token":"secret","purpose":"control","x":1}"#),
+            frame(r#"{"version":2,"token":"secret","purpose":"control","x":1}"#),
             "malformed",
         ),
         (
-            frame(r#"{"version":1,"token":"secret","purpose":{"stream":"stdout"}}"#),
+            frame(r#"{"version":2,"token":"secret","purpose":{"stream":"stdout"}}"#),
             "not there",
         ),
         (frame("GET / HTTP/1.1"), "malformed"),
@@ -358,6 +474,49 @@ fn a_host_that_stops_reading_ends_the_workloads_writing() {
 }
 
 #[test]
+fn files_that_cannot_be_read_are_told() {
+    let host = Host::new();
+    let connection = host.connect(Purpose::Archive(Extent::Changes));
+    let mut archive = ArchiveReader::new(&connection, u64::MAX);
+    let mut bytes = Vec::new();
+    let error = archive.read_to_end(&mut bytes).unwrap_err();
+    assert_eq!(bytes, [7; 1000]);
+    assert_eq!(error.to_string(), "disk on fire");
+}
+
+#[test]
+fn archives_that_nobody_reads_are_limited_in_number_and_hold_up_nobody() {
+    let host = Host::new();
+    let endless = || host.connect(Purpose::Archive(Extent::All));
+    let mut archives: Vec<_> = (0..MAX_ARCHIVES).map(|_| endless()).collect();
+    let (_, welcome) = host.greet(Purpose::Archive(Extent::All));
+    let Welcome::Refused { reason } = welcome else {
+        panic!("one too many");
+    };
+    assert!(reason.contains("already"), "{reason}");
+    // Meanwhile a workload runs.
+    let control = host.connect(Purpose::Control);
+    assert_eq!(ask(&control, &create("exit 3", false)), Event::Done);
+    let _streams = [host.stream(Stream::Stdout), host.stream(Stream::Stderr)];
+    assert_eq!(ask(&control, &Request::Start), Event::Done);
+    assert_eq!(read_frame::<Event>(&control).unwrap(), exited(3));
+    // A reader that goes away makes room, and is no reason for the others to end.
+    drop(archives.pop());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while matches!(
+        host.greet(Purpose::Archive(Extent::Changes)).1,
+        Welcome::Refused { .. }
+    ) {
+        assert!(Instant::now() < deadline, "no room");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let mut bytes = vec![0; 1 << 20];
+    let mut archive = ArchiveReader::new(&archives[0], u64::MAX);
+    archive.read_exact(&mut bytes).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 7));
+}
+
+#[test]
 fn the_machine_ends_with_its_control_connection() {
     let cases: [&[u8]; 4] = [b"", b"\x03", b"\x03\0\0\0nul", b"\xff\xff\xff\xff"];
     for bytes in cases {
@@ -385,4 +544,141 @@ fn tokens_are_compared_whole() {
             "{left:?} {right:?}"
         );
     }
+}
+
+#[test]
+fn a_further_process_has_connections_of_its_own() {
+    let host = Host::new();
+    let exec = |script: &str| {
+        let process = ProcessBuilder::default()
+            .args(["sh", "-c", script].map(str::to_owned))
+            .cwd("/")
+            .build()
+            .unwrap();
+        Request::Exec(Box::new(Exec { process, stdin: true }))
+    };
+    let stream = |number, stream| host.connect(Purpose::ExecStream { number, stream });
+    let connection = host.connect(Purpose::Exec(5));
+    assert!(matches!(ask(&connection, &Request::Start), Event::Failed(_)));
+    assert_eq!(ask(&connection, &exec("cat; exit 7")), Event::Done);
+    assert!(
+        matches!(ask(&connection, &Request::Start), Event::Failed(_)),
+        "no streams"
+    );
+    let mut stdin = stream(5, Stream::Stdin);
+    let (mut stdout, _stderr) = (stream(5, Stream::Stdout), stream(5, Stream::Stderr));
+    let other = Purpose::ExecStream {
+        number: 6,
+        stream: Stream::Stdout,
+    };
+    assert!(matches!(host.greet(other).1, Welcome::Refused { .. }));
+    assert_eq!(ask(&connection, &Request::Start), Event::Done);
+    stdin.write_all(b"words").unwrap();
+    stdin.shutdown(Shutdown::Write).unwrap();
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "words");
+    let exited = Event::Exited {
+        code: 7,
+        out_of_memory: false,
+    };
+    assert_eq!(read_frame::<Event>(&connection).unwrap(), exited);
+    assert!(matches!(ask(&connection, &Request::PowerOff), Event::Failed(_)));
+}
+
+#[test]
+fn a_terminal_is_one_stream_that_ends_with_who_has_it() {
+    let host = Host::new();
+    let script = "stty -echo; echo up; read word; stty size >&2; echo $word";
+    let process = ProcessBuilder::default()
+        .terminal(true)
+        .args(["sh", "-c", script].map(str::to_owned))
+        .build()
+        .unwrap();
+    let mut spec = Spec::default();
+    spec.set_process(Some(process.clone()));
+    let check = |control: &UnixStream, purpose: &dyn Fn(Stream) -> Purpose| {
+        let mut stdin = host.connect(purpose(Stream::Stdin));
+        let mut stdout = host.connect(purpose(Stream::Stdout));
+        assert!(matches!(
+            host.greet(purpose(Stream::Stderr)).1,
+            Welcome::Refused { .. }
+        ));
+        let size = TerminalSize { rows: 7, columns: 70 };
+        write_frame(control, &Request::Resize(TerminalSize::default())).unwrap();
+        assert_eq!(ask(control, &Request::Start), Event::Done);
+        let mut up = [0; 4];
+        stdout.read_exact(&mut up).unwrap();
+        assert_eq!(&up, b"up\r\n");
+        write_frame(control, &Request::Resize(size)).unwrap();
+        // It is carried out before what is asked next is answered.
+        assert_eq!(
+            ask(
+                control,
+                &Request::Signal {
+                    signal: Signal::CONT.as_raw()
+                }
+            ),
+            Event::Done
+        );
+        stdin.write_all(b"word\n").unwrap();
+        let mut text = String::new();
+        stdout.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "7 70\r\nword\r\n");
+        assert_eq!(read_frame::<Event>(control).unwrap(), exited(0));
+        // Nobody is there any more to be told anything.
+        assert_eq!(stdin.read(&mut [0]).unwrap(), 0);
+    };
+    let control = host.connect(Purpose::Control);
+    let create = Request::Create(Box::new(Create {
+        spec,
+        stdin: true,
+        interfaces: Vec::new(),
+        files: Vec::new(),
+    }));
+    assert_eq!(ask(&control, &create), Event::Done);
+    check(&control, &Purpose::Stream);
+    let connection = host.connect(Purpose::Exec(1));
+    let exec = Request::Exec(Box::new(Exec { process, stdin: true }));
+    assert_eq!(ask(&connection, &exec), Event::Done);
+    check(&connection, &|stream| Purpose::ExecStream { number: 1, stream });
+}
+
+#[test]
+fn a_further_process_ends_with_its_connection() {
+    let host = Host::new();
+    let process = ProcessBuilder::default()
+        .args(["sleep", "1000"].map(str::to_owned))
+        .cwd("/")
+        .build()
+        .unwrap();
+    let connection = host.connect(Purpose::Exec(1));
+    let exec = Request::Exec(Box::new(Exec {
+        process,
+        stdin: false,
+    }));
+    assert_eq!(ask(&connection, &exec), Event::Done);
+    let stream = |stream| host.connect(Purpose::ExecStream { number: 1, stream });
+    let (mut stdout, _stderr) = (stream(Stream::Stdout), stream(Stream::Stderr));
+    assert_eq!(ask(&connection, &Request::Start), Event::Done);
+    drop(connection);
+    assert_eq!(stdout.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn a_question_about_the_workload_is_answered_once() {
+    fn asked<T: serde::de::DeserializeOwned>(host: &Host, ask: &Ask) -> Answer<T> {
+        let connection = host.connect(Purpose::Workload);
+        write_frame(&connection, ask).unwrap();
+        let answer = read_frame(&connection).unwrap();
+        assert_eq!(read_all(connection).join().unwrap(), b"");
+        answer
+    }
+    let host = Host::new();
+    let refused = asked::<()>(&host, &Ask::Freeze);
+    assert!(matches!(refused, Answer::Failed(_)), "there is none");
+    assert_eq!(asked(&host, &Ask::Thaw), Answer::Done(()));
+    assert_eq!(asked(&host, &Ask::Processes), Answer::Done(Processes::default()));
+    assert_eq!(asked(&host, &Ask::Usage), Answer::Done(Usage::default()));
+    assert_eq!(asked(&host, &Ask::Limit(Box::default())), Answer::Done(()));
 }

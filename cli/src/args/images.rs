@@ -1,12 +1,15 @@
 //! What can be typed about images and about the store.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use rvm_engine::condition;
 use rvm_images::{Change, Reference};
 
-use super::{Images, InspectFormat, Load, Pull, Rmi};
+use super::containers::EVENTS_EXAMPLES;
+use super::{Events, Images, InspectFormat, Load, Pull, Rmi};
 use crate::output::Template;
 
 pub(super) const TAG_EXAMPLES: &str = "\
@@ -21,6 +24,7 @@ Examples:
 pub(super) const SAVE_EXAMPLES: &str = "\
 Examples:
   rvm save -o debian.tar debian:bookworm
+  rvm save -o all.tar debian                             every tag of it that is here
   rvm save debian busybox | zstd > both.tar.zst
   rvm save --format oci-archive -o debian.oci.tar debian:bookworm";
 
@@ -32,7 +36,20 @@ Examples:
 pub(super) const EXPORT_EXAMPLES: &str = "\
 Examples:
   rvm export -o web.tar web
-  rvm export web | tar t";
+  rvm export web | tar t
+
+A virtual machine's files are read by its own guest, or, once it has ended, by one that is started for that.";
+
+pub(super) const CP_EXAMPLES: &str = "\
+Examples:
+  rvm cp site.conf web:/etc/nginx/        into a directory, whether or not the container runs
+  rvm cp site/. web:/srv/www              what is in a directory
+  rvm cp web:/var/log ./logs              out of it
+  rvm cp web:/etc - | tar t               as a tar
+  tar c . | rvm cp - web:/srv
+
+As with cp -a: a directory that is there gets SRC, one that is not there becomes it; a file is replaced. Paths in a container
+are relative to its root. What is mounted below SRC in a container is left out, and devices are not made on this machine.";
 
 pub(super) const COMMIT_EXAMPLES: &str = "\
 Examples:
@@ -59,11 +76,18 @@ Examples:
   rvm system check            read everything, change nothing
   rvm system check --repair   and put right what can be";
 
+const RESUME_EXAMPLES: &str = "\
+Example:
+  rvm system unit | sudo tee /etc/systemd/system/rvm.service
+  sudo systemctl enable --now rvm       runs `rvm system resume` as the machine starts, and `rvm system suspend` as it ends";
+
 /// Format of a listing: a table, JSON Lines, or a text for each line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ListFormat {
     /// Aligned columns.
     Table,
+    /// Aligned columns of one's own.
+    Columns(Vec<Template>),
     /// One JSON object per line.
     Json,
     /// Text with fields in it.
@@ -74,10 +98,70 @@ impl FromStr for ListFormat {
     type Err = <Template as FromStr>::Err;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "table" => Ok(Self::Table),
-            "json" => Ok(Self::Json),
-            template => Ok(Self::Template(template.parse()?)),
+        // As in Docker's templates; a shell passes them as they are.
+        let text = text.replace("\\t", "\t").replace("\\n", "\n");
+        match text.strip_prefix("table ") {
+            _ if text == "table" => Ok(Self::Table),
+            _ if text == "json" => Ok(Self::Json),
+            Some(columns) => Ok(Self::Columns(
+                columns.split('\t').map(str::parse).collect::<Result<_, _>>()?,
+            )),
+            None => Ok(Self::Template(text.parse()?)),
+        }
+    }
+}
+
+/// Names of images, with wildcards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NamePattern(glob::Pattern);
+
+impl FromStr for NamePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        glob::Pattern::new(text)
+            .map(Self)
+            .map_err(|error| format!("{text:?} is no pattern: {error}"))
+    }
+}
+
+impl NamePattern {
+    /// As with Docker, of a whole repository or of one tag.
+    pub(crate) fn fits(&self, repository: &str, tag: &str) -> bool {
+        let options = glob::MatchOptions {
+            require_literal_separator: true,
+            ..glob::MatchOptions::default()
+        };
+        self.0.matches_with(repository, options)
+            || self.0.matches_with(&format!("{repository}:{tag}"), options)
+    }
+}
+
+/// A condition of a listing of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ImageFilter {
+    Reference(NamePattern),
+    Dangling(bool),
+    Label(condition::Label),
+    Before(String),
+    Since(String),
+}
+
+impl FromStr for ImageFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = condition::split(text)?;
+        match name {
+            "reference" => Ok(Self::Reference(value.parse()?)),
+            "dangling" => value
+                .parse()
+                .map(Self::Dangling)
+                .map_err(|_| "dangling is true or false".to_owned()),
+            "label" => Ok(Self::Label(value.into())),
+            "before" => Ok(Self::Before(value.to_owned())),
+            "since" => Ok(Self::Since(value.to_owned())),
+            _ => Err(format!("there is no filter {name:?}")),
         }
     }
 }
@@ -102,7 +186,7 @@ pub(crate) struct History {
     #[arg(short = 'H', long, default_value_t = true, default_missing_value = "true", num_args = 0..=1,
           require_equals = true, action = clap::ArgAction::Set, value_name = "true|false")]
     pub(crate) human: bool,
-    /// `table`, `json`, or text with the fields ID, CreatedAt, CreatedSince, CreatedBy, Size and Comment
+    /// `table [COLUMN...]`, `json`, or text with the fields ID, CreatedAt, CreatedSince, CreatedBy, Size and Comment
     #[arg(long, default_value = "table")]
     pub(crate) format: ListFormat,
     /// Name or ID
@@ -117,7 +201,7 @@ pub(crate) struct Save {
     /// Form of the archive
     #[arg(long, value_enum, default_value_t = SaveFormat::DockerArchive)]
     pub(crate) format: SaveFormat,
-    /// Names or IDs
+    /// Names or IDs; a name without a tag means all its tags
     #[arg(required = true, value_name = "IMAGE")]
     pub(crate) images: Vec<String>,
 }
@@ -150,6 +234,32 @@ pub(crate) struct Export {
     /// File to write to [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    /// Name or ID
+    pub(crate) container: String,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Cp {
+    /// Keep owners and groups, by number [default: those of root in the container, and of the user on this machine, where
+    /// files then get no set-user-ID, set-group-ID and capabilities]
+    #[arg(short, long)]
+    pub(crate) archive: bool,
+    /// Copy what a symbolic link SRC leads to
+    #[arg(short = 'L', long)]
+    pub(crate) follow_link: bool,
+    /// Do not say what was copied
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// CONTAINER:PATH or a path on this machine; - for a tar on standard input
+    #[arg(value_name = "SRC")]
+    pub(crate) source: OsString,
+    /// PATH on this machine or CONTAINER:PATH; - for a tar on standard output
+    #[arg(value_name = "DEST")]
+    pub(crate) destination: OsString,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Diff {
     /// Name or ID
     pub(crate) container: String,
 }
@@ -259,20 +369,32 @@ impl FromStr for Until {
 /// The installation as a whole
 #[derive(Debug, Subcommand)]
 pub(crate) enum System {
-    /// Show what images and containers take on the disk
+    /// Show what images, containers and volumes take on the disk
     #[command(after_help = DF_EXAMPLES)]
     Df(Df),
     /// Verify every blob and every layer of the image store
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),
+    /// Show what happens to containers, images and volumes
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events(Events),
+    /// Start the containers whose restart policy asks for it after the machine was started
+    #[command(after_help = RESUME_EXAMPLES)]
+    Resume,
+    /// Stop every container because the machine goes down, but not for good
+    #[command(after_help = RESUME_EXAMPLES)]
+    Suspend,
+    /// Print the systemd unit that does both with the machine
+    #[command(after_help = RESUME_EXAMPLES)]
+    Unit,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Df {
-    /// Show each image and each container
+    /// Show each image, container and volume
     #[arg(short, long, conflicts_with = "format")]
     pub(crate) verbose: bool,
-    /// `table`, `json`, or text with the fields Type, TotalCount, Active, Size and Reclaimable
+    /// `table [COLUMN...]`, `json`, or text with the fields Type, TotalCount, Active, Size and Reclaimable
     #[arg(long, default_value = "table")]
     pub(crate) format: ListFormat,
 }

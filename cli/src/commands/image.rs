@@ -1,7 +1,5 @@
 //! `rvm image`, and the verbs on images that are short.
 
-use std::io::{self, Write as _};
-
 use anyhow::Result;
 use rvm_engine::Engine;
 use rvm_images::{Details, Removed};
@@ -28,8 +26,7 @@ pub(super) fn run(engine: &Engine, command: Image) -> Result<u8> {
 }
 
 pub(super) fn tag(engine: &Engine, arguments: &Tag) -> Result<u8> {
-    let tagged = engine.images()?.tag(&arguments.source, &arguments.target);
-    tagged.map_err(rvm_engine::Error::from)?;
+    engine.tag(&arguments.source, &arguments.target)?;
     Ok(0)
 }
 
@@ -131,20 +128,11 @@ fn prune(engine: &Engine, arguments: &ImagePrune) -> Result<u8> {
 }
 
 fn is_confirmed(all: bool) -> Result<bool> {
-    let what = if all {
+    super::is_confirmed(if all {
         "all images without at least one container associated to them"
     } else {
         "all dangling images"
-    };
-    let question = format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
-    output::bytes(question.as_bytes())?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    if !answer.ends_with('\n') {
-        // There was no answer, and so no end of the line either.
-        let _ = writeln!(io::stdout());
-    }
-    Ok(matches!(answer.trim(), "y" | "Y"))
+    })
 }
 
 fn report(removed: &Removed) -> Result<()> {

@@ -33,10 +33,8 @@ pub(super) fn run(engine: &Engine, arguments: Import) -> Result<u8> {
         ),
     };
     let mut progress = LoadProgress::new(true);
-    let made = engine
-        .images()?
-        .make(&new, layer, &mut |event| progress.update(event));
+    let made = engine.import(&new, layer, &mut |event| progress.update(event));
     progress.finish();
-    output::lines([made.map_err(rvm_engine::Error::from)?.to_string()])?;
+    output::lines([made?.to_string()])?;
     Ok(0)
 }

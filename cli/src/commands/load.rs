@@ -15,10 +15,7 @@ pub(super) fn run(engine: &Engine, arguments: Load) -> Result<u8> {
         _ => Source::Stream(Box::new(io::stdin())),
     };
     let mut progress = LoadProgress::new(!arguments.quiet);
-    let loaded = engine
-        .images()?
-        .load(source, &mut |event| progress.update(event))
-        .map_err(rvm_engine::Error::from)?;
+    let loaded = engine.load(source, &mut |event| progress.update(event))?;
     progress.finish();
     for image in loaded {
         if image.references.is_empty() {

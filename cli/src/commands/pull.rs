@@ -31,13 +31,8 @@ pub(super) fn run(engine: &Engine, arguments: Pull) -> Result<u8> {
 }
 
 /// Fetches what a run needs. All that is said goes to standard error: standard output is the workload's.
-pub(super) fn for_run(engine: &Engine, image: &str) -> Result<()> {
-    let request = Request {
-        image: image.to_owned(),
-        platform: None,
-        verifies_tls: true,
-    };
-    let (reference, pulled) = fetch(engine, &request, ProgressMode::Auto)?;
+pub(super) fn for_run(engine: &Engine, request: &Request) -> Result<()> {
+    let (reference, pulled) = fetch(engine, request, ProgressMode::Auto)?;
     for line in summary(&reference, &pulled) {
         // There is nowhere to report that standard error cannot be written to.
         let _ = writeln!(io::stderr(), "{line}");

@@ -8,7 +8,7 @@ use crate::output;
 
 pub(super) fn run(engine: &Engine, arguments: &Rm) -> Result<u8> {
     super::each(&arguments.containers, |wanted| {
-        engine.remove(wanted, arguments.force)?;
+        engine.remove(wanted, arguments.force, arguments.volumes)?;
         output::lines([wanted])
     })
 }

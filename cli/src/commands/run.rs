@@ -1,230 +1,119 @@
 //! `rvm run`.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::thread;
-
-use anyhow::{Context as _, Result};
-use rvm_engine::control::{Connection, Request as ControlRequest};
+use anyhow::Result;
 use rvm_engine::timeline::{Phase, Stamp};
-use rvm_engine::{Attachment, Created, Engine, Error, Request, close_stdin, spec};
-use rvm_protocol::Stream;
-use signal_hook::consts::signal;
+use rvm_engine::{Attachment, Engine, Wanted};
 use signal_hook::iterator::Signals;
 
-use super::pull;
-use crate::args::{PullPolicy, Run};
+use super::create;
+use super::session;
+use super::terminal::{self, Console};
+use crate::args::{DetachKeys, Format, Run};
 use crate::output;
-
-/// Everything that can be caught and is meant for the workload. Not SIGCHLD, SIGPIPE and SIGURG, which are about this
-/// process, nor SIGTTIN and SIGTTOU, which are about its terminal.
-const FORWARDED: [i32; 14] = [
-    signal::SIGHUP,
-    signal::SIGINT,
-    signal::SIGQUIT,
-    signal::SIGTERM,
-    signal::SIGUSR1,
-    signal::SIGUSR2,
-    signal::SIGALRM,
-    signal::SIGCONT,
-    signal::SIGWINCH,
-    signal::SIGIO,
-    signal::SIGVTALRM,
-    signal::SIGPROF,
-    signal::SIGXCPU,
-    signal::SIGXFSZ,
-];
-
-/// Bytes moved at a time; as much as a socket and a pipe hold by default.
-const BUFFER_BYTES: usize = 64 << 10;
 
 pub(super) fn run(engine: &Engine, arguments: Run) -> Result<u8> {
     let started = Stamp::now(Phase::Command);
-    if arguments.pull == PullPolicy::Always {
-        pull::for_run(engine, &arguments.image)?;
+    let Run {
+        detach,
+        detaching,
+        proxy,
+        timing,
+        probe,
+        new,
+    } = arguments;
+    let interactive = new.interactive && !detach;
+    let tty = new.tty;
+    terminal::require(interactive && tty)?;
+    let (signals, created) = create::make(
+        engine,
+        new,
+        create::Manner {
+            stdin_once: interactive,
+            timing: timing.is_some(),
+            probe,
+        },
+    )?;
+    if detach {
+        let id = created.id.clone();
+        let attachment = engine.start(created, Wanted::default())?;
+        return in_background(&attachment, signals, &id);
     }
-    // Before anything is made, so that no signal finds the default action while something half-made exists.
-    let signals = Signals::new(FORWARDED).context("cannot catch signals")?;
-    let (interactive, timing, policy) = (arguments.interactive, arguments.timing, arguments.pull);
-    let request = request(arguments);
-    let (signals, created) = create(engine, &request, policy, signals)?;
     let mut stamps = vec![started, Stamp::now(Phase::Created)];
-    let attachment = engine.start(created)?;
-    let (code, timeline) = attach(attachment, signals, interactive)?;
-    if timing {
+    let wanted = Wanted {
+        stdin: interactive,
+        stdout: true,
+        stderr: !tty,
+    };
+    let attachment = engine.start(created, wanted)?;
+    let manner = Manner {
+        tty,
+        keys: detaching.detach_keys,
+        redraw: false,
+        sig_proxy: proxy.sig_proxy,
+    };
+    let (code, timeline) = attach(attachment, signals, manner)?;
+    if let Some(format) = timing {
         stamps.extend(timeline);
         stamps.push(Stamp::now(Phase::Done));
-        output::waterfall(stamps);
+        match format {
+            Format::Table => output::waterfall(stamps),
+            Format::Json => output::note(&output::json_line(&stamps)?),
+        }
     }
     Ok(code)
 }
 
-/// Makes the container; fetches the image first if it is missing and that is wanted.
-fn create(
-    engine: &Engine,
-    request: &Request,
-    policy: PullPolicy,
-    signals: Signals,
-) -> Result<(Signals, Created)> {
-    match engine.create(request) {
-        Err(Error::Image(rvm_images::Error::NotFound(_))) if policy == PullPolicy::Missing => {}
-        result => return Ok((signals, result?)),
+/// Waits until the workload runs, and prints the container's ID; what keeps it from that is this command's failure.
+fn in_background(attachment: &Attachment, signals: Signals, id: &str) -> Result<u8> {
+    // One that ends this command ends the start.
+    session::forward(signals, &attachment.control)?;
+    let failed = attachment.wait_until_started()?;
+    output::lines([id])?;
+    let Some(end) = failed else { return Ok(0) };
+    if let Some(error) = &end.error {
+        output::complaint(error);
     }
-    output::note(&format!("Unable to find image '{}' locally", request.image));
-    let signals = interruptibly(signals, || pull::for_run(engine, &request.image))?;
-    Ok((signals, engine.create(request)?))
+    Ok(end.code)
 }
 
-/// Does something that a signal may end at any time, although this process catches them. Returns the signals for later.
-fn interruptibly(mut signals: Signals, work: impl FnOnce() -> Result<()>) -> Result<Signals> {
-    let handle = signals.handle();
-    let guard = thread::spawn(move || {
-        for signal in signals.forever() {
-            // Ends the process, or does nothing for those that by default do nothing.
-            let _ = signal_hook::low_level::emulate_default_handler(signal);
-        }
-    });
-    let result = work();
-    // Before the others are given up, so that there is no moment without.
-    let next = Signals::new(FORWARDED).context("cannot catch signals");
-    handle.close();
-    // A panic aborts the process, so joining cannot fail.
-    let _ = guard.join();
-    result.and(next)
-}
-
-fn request(arguments: Run) -> Request {
-    let entrypoint = arguments.entrypoint.map(|command| {
-        if command.is_empty() {
-            Vec::new()
-        } else {
-            vec![command]
-        }
-    });
-    Request {
-        image: arguments.image,
-        isolation: arguments.isolation.into(),
-        name: arguments.name,
-        hostname: arguments.hostname,
-        auto_remove: arguments.rm,
-        open_stdin: arguments.interactive,
-        timing: arguments.timing,
-        options: spec::Options {
-            arguments: arguments.command,
-            entrypoint,
-            environment: arguments.env.into_iter().map(with_value).collect(),
-            working_directory: arguments.workdir,
-            user: arguments.user,
-            memory_bytes: arguments.memory,
-            cpus: arguments.cpus,
-            read_only: arguments.read_only,
-            ..spec::Options::default()
-        },
-    }
-}
-
-/// `NAME` without a value takes the value that this process has; where it has none, the name removes the variable.
-fn with_value(variable: String) -> String {
-    if variable.contains('=') {
-        return variable;
-    }
-    match std::env::var(&variable) {
-        Ok(value) => format!("{variable}={value}"),
-        Err(_) => variable,
-    }
+/// How a command is connected to a container.
+pub(super) struct Manner {
+    /// Whether the container has a terminal.
+    pub(super) tty: bool,
+    /// The keys that leave that.
+    pub(super) keys: DetachKeys,
+    /// Whether it may have drawn its screen for somebody else.
+    pub(super) redraw: bool,
+    /// Whether signals are forwarded; the keys of a terminal are instead.
+    pub(super) sig_proxy: bool,
 }
 
 /// Connects this process' streams and signals to the container, and waits for its end: exit code, and the supervisor's
 /// moments.
-fn attach(attachment: Attachment, mut signals: Signals, interactive: bool) -> Result<(u8, Vec<Stamp>)> {
-    let forward = attachment.control.try_clone()?;
-    thread::spawn(move || forward_signals(&mut signals, &forward));
-    if interactive {
-        let stdin = attachment
-            .stdin
-            .try_clone()
-            .context("cannot connect standard input")?;
-        // Not waited for: it may sit in a read from a terminal when the container ends.
-        thread::spawn(move || send_input(&stdin));
+pub(super) fn attach(
+    mut attachment: Attachment,
+    signals: Signals,
+    manner: Manner,
+) -> Result<(u8, Vec<Stamp>)> {
+    let control = attachment.control.try_clone()?;
+    let console = if manner.tty {
+        Some(Console {
+            signals,
+            keys: manner.keys,
+            redraw: manner.redraw,
+        })
+    } else if manner.sig_proxy {
+        session::forward(signals, &control)?;
+        None
     } else {
-        // The workload has closed it where this fails.
-        let _ = close_stdin(&attachment.stdin);
+        session::act_by_default(signals);
+        None
+    };
+    let streams = std::mem::take(&mut attachment.streams);
+    let followed = session::follow(streams, &control, console, move || attachment.wait())?;
+    if let Some(error) = followed.end.as_ref().and_then(|end| end.error.as_ref()) {
+        output::complaint(error);
     }
-    let control = &attachment.control;
-    let stdout = receive(
-        Stream::Stdout,
-        &attachment.stdout,
-        io::stdout().as_fd().try_clone_to_owned(),
-        control,
-    )?;
-    let stderr = receive(
-        Stream::Stderr,
-        &attachment.stderr,
-        io::stderr().as_fd().try_clone_to_owned(),
-        control,
-    )?;
-    let end = attachment.wait();
-    // A panic aborts the process, so joining cannot fail.
-    let delivered = [stdout, stderr].map(|thread| thread.join().unwrap_or(false));
-    if let Some(error) = end.error {
-        output::complaint(&error);
-    }
-    let undelivered = end.code == 0 && delivered.contains(&false);
-    let code = if undelivered { super::USAGE } else { end.code };
-    Ok((code, end.timeline))
-}
-
-fn forward_signals(signals: &mut Signals, control: &Connection) {
-    for signal in signals.forever() {
-        if control.send(&ControlRequest::Signal { signal }).is_err() {
-            // The supervisor is gone; the main thread learns so too.
-            break;
-        }
-    }
-}
-
-/// Copies standard input until its end, or until the workload closes its own.
-fn send_input(stdin: &UnixStream) {
-    if let Ok(source) = io::stdin().as_fd().try_clone_to_owned() {
-        // Standard input that cannot be read, and a workload that no longer reads, both end the copy.
-        let _ = copy(&mut std::fs::File::from(source), &mut &*stdin);
-    }
-    let _ = close_stdin(stdin);
-}
-
-/// Copies one of the workload's streams until its end; the thread says whether all of it could be delivered. Where nobody reads this process' output any more, the workload
-/// is to find its own closed, as at the head of a pipeline.
-fn receive(
-    stream: Stream,
-    source: &UnixStream,
-    target: io::Result<OwnedFd>,
-    control: &Connection,
-) -> Result<thread::JoinHandle<bool>> {
-    let mut source = source.try_clone().context("cannot connect an output stream")?;
-    let mut target = std::fs::File::from(target.context("cannot use an output stream")?);
-    let control = control.try_clone()?;
-    Ok(thread::spawn(move || {
-        let copied = copy(&mut source, &mut target);
-        if let Err(error) = &copied {
-            if error.kind() != io::ErrorKind::BrokenPipe {
-                output::complaint(&format!("cannot write the container's output: {error}"));
-            }
-            // Where the supervisor is gone, so is the workload.
-            let _ = control.send(&ControlRequest::CloseOutput { stream });
-        }
-        copied.is_ok() || output::reader_is_gone(&copied)
-    }))
-}
-
-fn copy(source: &mut impl Read, target: &mut impl Write) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match source.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => target.write_all(&buffer[..count])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let code = followed.code(|end| end.code);
+    Ok((code, followed.end.map(|end| end.timeline).unwrap_or_default()))
 }

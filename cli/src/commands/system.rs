@@ -1,13 +1,13 @@
 //! `rvm system`.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rvm_engine::names::SHORT_ID;
 use rvm_engine::record::State;
-use rvm_engine::{DiskUsage, Engine};
+use rvm_engine::{ASSETS_VARIABLE, DiskUsage, Engine};
 use rvm_images::Space;
 use serde::Serialize;
 
-use super::{FAILED, ps};
+use super::{FAILED, events, life, ps};
 use crate::args::{Check, Df, System};
 use crate::output::{self, LoadProgress, Table};
 
@@ -15,7 +15,85 @@ pub(super) fn run(engine: &Engine, command: &System) -> Result<u8> {
     match command {
         System::Df(arguments) => df(engine, arguments),
         System::Check(arguments) => check(engine, arguments),
+        System::Events(arguments) => events::run(engine, arguments),
+        System::Resume => resume(engine),
+        System::Suspend => suspend(engine),
+        System::Unit => unit(engine),
     }
+}
+
+fn resume(engine: &Engine) -> Result<u8> {
+    let records = engine.started_at_boot()?;
+    let names: Vec<_> = records.into_iter().map(|record| record.name).collect();
+    super::each(&names, |name| {
+        life::start_one(engine, name)?;
+        output::lines([name])
+    })
+}
+
+/// Asks all of them first, so that they end at the same time.
+fn suspend(engine: &Engine) -> Result<u8> {
+    let records = engine.containers()?.into_iter();
+    let names: Vec<_> = records
+        .filter(|record| record.state.is_active())
+        .map(|record| record.name)
+        .collect();
+    for name in &names {
+        if let Err(error) = engine.shut_down(name) {
+            output::complaint(&format!("{name}: {error}"));
+        }
+    }
+    super::each(&names, |name| {
+        engine.wait(name)?;
+        output::lines([name])
+    })
+}
+
+fn unit(engine: &Engine) -> Result<u8> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let layout = engine.layout();
+    let mut variables = vec![
+        ("RVM_ROOT", layout.root().to_owned()),
+        ("RVM_RUN", layout.run().to_owned()),
+    ];
+    if let Some(assets) = std::env::var_os(ASSETS_VARIABLE) {
+        variables.push((ASSETS_VARIABLE, std::path::absolute(assets)?));
+    }
+    let environment: Vec<_> = variables
+        .iter()
+        .map(|(name, path)| quoted(&format!("{name}={}", path.display())))
+        .collect();
+    let environment = environment.join(" ");
+    // Of the two only the command line has variables.
+    let program = quoted(&program.display().to_string()).replace('$', "$$");
+    output::lines([format!(
+        "[Unit]
+Description=Containers of rvm that are started with the machine
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+Environment={environment}
+ExecStart={program} system resume
+ExecStop={program} system suspend
+# Each container has a time-out of its own.
+TimeoutStartSec=infinity
+TimeoutStopSec=infinity
+# A container that runs out of memory takes no other with it.
+OOMPolicy=continue
+
+[Install]
+WantedBy=multi-user.target"
+    )])?;
+    Ok(0)
+}
+
+/// A word as systemd.syntax(7) and systemd.unit(5) have it.
+fn quoted(word: &str) -> String {
+    let escaped = word.replace('\\', r"\\").replace('"', "\\\"").replace('%', "%%");
+    format!("\"{escaped}\"")
 }
 
 /// A line of `rvm system df`, under Docker's field names.
@@ -36,6 +114,8 @@ fn df(engine: &Engine, arguments: &Df) -> Result<u8> {
         images(&usage).print()?;
         output::lines(["\nContainers space usage:\n"])?;
         containers(&usage).print()?;
+        output::lines(["\nLocal Volumes space usage:\n"])?;
+        volumes(&usage).print()?;
         return Ok(0);
     }
     let rows = rows(&usage);
@@ -56,15 +136,8 @@ fn df(engine: &Engine, arguments: &Df) -> Result<u8> {
 }
 
 fn rows(usage: &DiskUsage) -> Vec<Row> {
-    let row = |r#type, (total, active): (usize, usize), space: Space| Row {
-        r#type,
-        total_count: total.to_string(),
-        active: active.to_string(),
-        size: output::size(space.bytes),
-        reclaimable: reclaimable(space),
-    };
     let images = &usage.images;
-    let is_active = |state: &State| matches!(state, State::Running { .. });
+    let is_active = State::is_active;
     let mut space = Space::default();
     let mut active = 0;
     for container in &usage.containers {
@@ -79,6 +152,7 @@ fn rows(usage: &DiskUsage) -> Vec<Row> {
         row("Images", (images.count, images.used), images.blobs),
         row("Layer Cache", (images.cached, images.cached_used), images.cache),
         row("Containers", (usage.containers.len(), active), space),
+        volumes_row(usage),
     ];
     if images.partial_bytes > 0 {
         let partial = Space {
@@ -88,6 +162,31 @@ fn rows(usage: &DiskUsage) -> Vec<Row> {
         rows.push(row("Unfinished Pulls", (images.partial, 0), partial));
     }
     rows
+}
+
+fn row(r#type: &'static str, (total, active): (usize, usize), space: Space) -> Row {
+    Row {
+        r#type,
+        total_count: total.to_string(),
+        active: active.to_string(),
+        size: output::size(space.bytes),
+        reclaimable: reclaimable(space),
+    }
+}
+
+fn volumes_row(usage: &DiskUsage) -> Row {
+    let mut space = Space::default();
+    let mut used = 0;
+    for volume in &usage.volumes {
+        let bytes = volume.bytes();
+        space.bytes += bytes;
+        if volume.users.is_empty() {
+            space.reclaimable += bytes;
+        } else {
+            used += 1;
+        }
+    }
+    row("Local Volumes", (usage.volumes.len(), used), space)
 }
 
 fn reclaimable(space: Space) -> String {
@@ -145,6 +244,18 @@ fn containers(usage: &DiskUsage) -> Table {
             output::ago(record.created_ms),
             ps::status(&record.state),
             record.name.clone(),
+        ]);
+    }
+    table
+}
+
+fn volumes(usage: &DiskUsage) -> Table {
+    let mut table = Table::new(&["VOLUME NAME", "LINKS", "SIZE"]);
+    for volume in &usage.volumes {
+        table.row([
+            volume.volume.name.clone(),
+            volume.users.len().to_string(),
+            output::size(volume.bytes()),
         ]);
     }
     table

@@ -1,6 +1,8 @@
 //! What people and programs see: errors, tables, sizes, times, progress.
 
+mod bench;
 mod progress;
+mod report;
 mod template;
 mod time;
 mod waterfall;
@@ -12,9 +14,11 @@ use comfy_table::{ContentArrangement, presets};
 use serde::Serialize;
 
 use crate::args::{InspectFormat, ListFormat};
+pub(crate) use bench::{BenchProgress, bench_table, diff_table, samples_csv};
 pub(crate) use progress::{LoadProgress, TransferProgress};
+pub(crate) use report::Page;
 pub(crate) use template::Template;
-pub(crate) use time::{ago, ago_rfc3339, moment, now_rfc3339, since};
+pub(crate) use time::{ago, ago_rfc3339, moment, moment_of_nanoseconds, nanoseconds, now_rfc3339, since};
 pub(crate) use waterfall::waterfall;
 
 /// Prints an error with its causes on one line, and on the next what to do about it where that is known.
@@ -64,11 +68,29 @@ pub(crate) fn lines(lines: impl IntoIterator<Item = impl AsRef<str>>) -> Result<
 
 /// Prints one JSON document per line.
 pub(crate) fn json_lines(documents: &[impl Serialize]) -> Result<()> {
-    let texts: Vec<_> = documents
-        .iter()
-        .map(serde_json::to_string)
-        .collect::<Result<_, _>>()?;
-    lines(texts)
+    lines(json_texts(documents)?)
+}
+
+fn json_texts(documents: &[impl Serialize]) -> Result<Vec<String>> {
+    documents.iter().map(json_line).collect()
+}
+
+/// A document on one line.
+pub(crate) fn json_line(document: &impl Serialize) -> Result<String> {
+    Ok(escaped(&serde_json::to_string(document)?))
+}
+
+/// JSON without control characters: those that it has on its line are in strings, and not for the terminal.
+fn escaped(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_control() {
+            text.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            text.push(character);
+        }
+    }
+    text
 }
 
 /// Prints a listing as it was asked for; `table` and `rows` show the same.
@@ -77,11 +99,41 @@ pub(crate) fn listing(
     rows: &[impl Serialize],
     table: impl FnOnce() -> Table,
 ) -> Result<()> {
+    lines(listed(format, rows, table)?)
+}
+
+/// The lines of a listing as it was asked for.
+pub(crate) fn listed(
+    format: &ListFormat,
+    rows: &[impl Serialize],
+    table: impl FnOnce() -> Table,
+) -> Result<Vec<String>> {
     match format {
-        ListFormat::Table => table().print(),
-        ListFormat::Json => json_lines(rows),
-        ListFormat::Template(template) => lines(filled(template, rows)?),
+        ListFormat::Table => Ok(table().lines().collect()),
+        ListFormat::Columns(columns) => Ok(chosen(columns, rows, &table())?.lines().collect()),
+        ListFormat::Json => json_texts(rows),
+        ListFormat::Template(template) => filled(template, rows),
     }
+}
+
+/// A table with columns of one's own; `whole` is the one with all.
+fn chosen(columns: &[Template], rows: &[impl Serialize], whole: &Table) -> Result<Table> {
+    let titles: Vec<_> = columns
+        .iter()
+        .map(|column| column.with_names(|name| whole.title(name)))
+        .collect();
+    let mut table = Table::plain();
+    table.0.set_header(titles);
+    for row in rows {
+        let row = serde_json::to_value(row)?;
+        table.row(
+            columns
+                .iter()
+                .map(|column| column.fill(&row))
+                .collect::<Result<Vec<_>, _>>()?,
+        );
+    }
+    Ok(table)
 }
 
 /// Prints whole documents: one list of all where no format was asked for.
@@ -156,6 +208,20 @@ impl Table {
         );
     }
 
+    /// What a column with this field is called: as Docker calls it.
+    fn title(&self, field: &str) -> String {
+        let own = self.0.header().into_iter().flat_map(comfy_table::Row::cell_iter);
+        match field {
+            "RunningFor" | "CreatedSince" => "CREATED".to_owned(),
+            // CONTAINER ID, IMAGE ID.
+            "ID" => own
+                .map(comfy_table::Cell::content)
+                .find(|title| title.ends_with(" ID"))
+                .unwrap_or_else(|| "ID".to_owned()),
+            _ => in_words(field),
+        }
+    }
+
     /// Prints it; an empty table without titles prints nothing.
     pub(crate) fn print(self) -> Result<()> {
         lines(self.lines())
@@ -169,6 +235,30 @@ impl Table {
         let lines: Vec<String> = self.0.lines().map(|line| line.trim_end().to_owned()).collect();
         lines.into_iter()
     }
+}
+
+/// `CreatedAt` as `CREATED AT`.
+fn in_words(field: &str) -> String {
+    let mut words = String::new();
+    let mut before = 'A';
+    for character in field.chars() {
+        if character.is_uppercase() && before.is_lowercase() {
+            words.push(' ');
+        }
+        words.extend(character.to_uppercase());
+        before = character;
+    }
+    words
+}
+
+/// Text from a container, in which every character that does more than be seen is a question mark, as `ps` has it.
+pub(crate) fn single_line(text: &str) -> String {
+    // What Rust would not print as it is, but for quotes and backslashes: control characters, and those that join others or
+    // change their direction.
+    let is_plain = |character: char| "'\"\\".contains(character) || character.escape_debug().count() == 1;
+    text.chars()
+        .map(|character| if is_plain(character) { character } else { '?' })
+        .collect()
 }
 
 /// The first `width` characters, the last of them an ellipsis where more follow.
@@ -198,6 +288,32 @@ mod tests {
         assert_eq!(shorten("short", 5), "short");
         assert_eq!(shorten("a longer text", 5), "a lo…");
         assert_eq!(shorten("ääääää", 3), "ää…");
+    }
+
+    #[test]
+    fn columns_of_one_s_own_have_docker_s_titles() {
+        let ListFormat::Columns(columns) = r"table {{.ID}}\t{{.Names}}: {{.CreatedAt}}\t{{.RunningFor}}"
+            .parse()
+            .unwrap()
+        else {
+            panic!("no columns");
+        };
+        let row = serde_json::json!({"ID": "ab", "Names": "web", "CreatedAt": "now", "RunningFor": "1 day"});
+        let table = chosen(&columns, &[row], &Table::new(&["CONTAINER ID", "NAMES"])).unwrap();
+        let lines: Vec<_> = table.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "CONTAINER ID   NAMES: CREATED AT   CREATED",
+                "ab             web: now            1 day"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_container_says_stays_on_its_line() {
+        let text = single_line("a\u{1b}[2J\n\t\u{202e}\u{301}'\"\\ \u{e4}\u{0}");
+        assert_eq!(text, "a?[2J????'\"\\ \u{e4}?");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 use serde_json::Value;
 
+use super::escaped;
+
 /// A template that has been understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Template(Vec<Part>);
@@ -73,18 +75,49 @@ impl Template {
     /// # Errors
     /// [`Error::Field`].
     pub(crate) fn fill(&self, document: &Value) -> Result<String, Error> {
+        self.fill_from(document, document)
+    }
+
+    /// Fills in fields, and for `{{json .}}` a document that has other names for them.
+    ///
+    /// # Errors
+    /// [`Error::Field`].
+    pub(crate) fn fill_from(&self, fields: &Value, whole: &Value) -> Result<String, Error> {
         let mut text = String::new();
         for part in &self.0 {
             match part {
                 Part::Text(part) => text.push_str(part),
-                Part::Field { path, as_json } => match (find(document, path)?, as_json) {
+                Part::Field { path, .. } if path.is_empty() => text.push_str(&escaped(&whole.to_string())),
+                Part::Field { path, as_json } => match (find(fields, path)?, as_json) {
                     // A virtual machine or an image may have chosen it: control characters are not for the terminal.
                     (Value::String(value), false) => text.push_str(&rvm_engine::printable(value)),
-                    (value, _) => text.push_str(&value.to_string()),
+                    (value, _) => text.push_str(&escaped(&value.to_string())),
                 },
             }
         }
         Ok(text)
+    }
+}
+
+impl Template {
+    /// The names of fields that it has directly below a path.
+    pub(crate) fn names_in<'a>(&'a self, path: &'a [&str]) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter_map(move |part| match part {
+            Part::Field { path: names, .. } => match names.split_last() {
+                Some((name, above)) if above == path => Some(name.as_str()),
+                _ => None,
+            },
+            Part::Text(_) => None,
+        })
+    }
+
+    /// The text with a name for each field in its place.
+    pub(crate) fn with_names(&self, name: impl Fn(&str) -> String) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Field { path, .. } => name(path.last().map_or("", String::as_str)),
+        };
+        self.0.iter().map(part).collect()
     }
 }
 

@@ -42,6 +42,19 @@ pub(crate) fn moment(text: &str) -> Option<u64> {
     u64::try_from(moment.as_millisecond()).ok()
 }
 
+/// A moment in milliseconds since the epoch as RFC 3339 has it, with nine digits of the second.
+pub(crate) fn nanoseconds(moment_ms: u64) -> String {
+    let moment = i64::try_from(moment_ms).ok();
+    let moment = moment.and_then(|moment| jiff::Timestamp::from_millisecond(moment).ok());
+    format!("{:.9}", moment.unwrap_or(jiff::Timestamp::MAX))
+}
+
+/// A moment in nanoseconds since the epoch as RFC 3339 has it.
+pub(crate) fn moment_of_nanoseconds(moment: i64) -> String {
+    let moment = jiff::Timestamp::from_nanosecond(moment.into());
+    format!("{:.9}", moment.unwrap_or(jiff::Timestamp::MAX))
+}
+
 /// The present as documents of images have it.
 pub(crate) fn now_rfc3339() -> String {
     jiff::Timestamp::now().to_string()

@@ -3,16 +3,50 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rvm_isolation::{Environment, Layer, Plan, Rootfs, StartError, Stdio};
+use oci_spec::runtime::Spec;
+use rvm_isolation::{Entered, EntryPlan, Environment, Layer, Plan, Rootfs, StartError, Stdio};
 use rvm_protocol::FailureKind;
 
-use super::{Context, Exit, Input, Streams};
+use super::{Context, Exit, Input, Streams, Terminal, further};
+use crate::control::Exec;
+use crate::{mounts, spec};
 
 /// A container on the host.
 pub(crate) struct ContainerRuntime {
     container: rvm_isolation::Container,
+    spec: Spec,
+    cgroup: PathBuf,
+}
+
+/// Reaches a running container from any thread.
+pub(crate) struct Remote {
+    pidfd: OwnedFd,
+    spec: Spec,
+    cgroup: PathBuf,
+}
+
+impl Remote {
+    pub(super) fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// The workload's cgroup.
+    pub(super) fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Makes a further process.
+    pub(super) fn enter(&self, exec: &Exec, open_stdin: bool) -> Result<(Entered, Streams), Error> {
+        let process = further(&self.spec, exec)?;
+        let plan = EntryPlan::new(&self.spec, &process)?;
+        let (stdio, streams) = pipes(open_stdin).map_err(Error::Streams)?;
+        let mut entered =
+            rvm_isolation::enter(&plan, &self.pidfd, &self.cgroup, stdio).map_err(Error::Enter)?;
+        let streams = or_terminal(streams, entered.take_terminal(), open_stdin).map_err(Error::Streams)?;
+        Ok((entered, streams))
+    }
 }
 
 /// Why a container could not be made, started or ended.
@@ -30,9 +64,21 @@ pub(crate) enum Error {
     /// The specification asks for what cannot be done.
     #[error("the container cannot be isolated as asked")]
     Plan(#[from] rvm_isolation::plan::Error),
+    /// A directory to be mounted could not be made.
+    #[error(transparent)]
+    Mount(#[from] mounts::MountError),
     /// The isolation could not be set up.
     #[error("cannot set up the container")]
     Create(#[source] rvm_isolation::Error),
+    /// No process can be made of what was asked for.
+    #[error(transparent)]
+    Further(#[from] spec::Error),
+    /// A further process could not be set up.
+    #[error("cannot run a process in the container")]
+    Enter(#[source] rvm_isolation::Error),
+    /// The workload's cgroup refused.
+    #[error(transparent)]
+    Cgroup(#[from] rvm_isolation::cgroup::Error),
     /// The workload could not be executed.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -44,7 +90,8 @@ pub(crate) enum Error {
 impl Error {
     pub(crate) fn kind(&self) -> FailureKind {
         match self {
-            Self::Start(StartError::CommandNotFound { .. }) => FailureKind::CommandNotFound,
+            Self::Start(StartError::CommandNotFound { .. })
+            | Self::Enter(rvm_isolation::Error::Missing(_)) => FailureKind::CommandNotFound,
             Self::Start(StartError::CommandNotExecutable { .. }) => FailureKind::CommandNotExecutable,
             _ => FailureKind::Other,
         }
@@ -53,10 +100,20 @@ impl Error {
 
 impl ContainerRuntime {
     pub(crate) fn create(context: &Context<'_>) -> Result<(Self, Streams), Error> {
+        for point in context.record.mounts.shared() {
+            mounts::make_source(point)?;
+        }
         let plan = Plan::new(context.spec, &environment(context)?)?;
-        let (stdio, streams) = pipes(context.record.open_stdin).map_err(Error::Streams)?;
-        let container = rvm_isolation::create(&plan, stdio).map_err(Error::Create)?;
-        Ok((Self { container }, streams))
+        let open_stdin = context.record.open_stdin;
+        let (stdio, streams) = pipes(open_stdin).map_err(Error::Streams)?;
+        let mut container = rvm_isolation::create(&plan, stdio).map_err(Error::Create)?;
+        let streams = or_terminal(streams, container.take_terminal(), open_stdin).map_err(Error::Streams)?;
+        let runtime = Self {
+            container,
+            spec: context.spec.clone(),
+            cgroup: context.cgroup.ok_or(Error::NoCgroup)?.payload(),
+        };
+        Ok((runtime, streams))
     }
 
     pub(crate) fn start(&mut self) -> Result<(), Error> {
@@ -67,11 +124,13 @@ impl ContainerRuntime {
         self.container.pid()
     }
 
-    pub(crate) fn pidfd(&self) -> Result<OwnedFd, Error> {
-        self.container
-            .pidfd()
-            .try_clone_to_owned()
-            .map_err(Error::Streams)
+    pub(crate) fn remote(&self) -> Result<Remote, Error> {
+        let pidfd = self.container.pidfd().try_clone_to_owned();
+        Ok(Remote {
+            pidfd: pidfd.map_err(Error::Streams)?,
+            spec: self.spec.clone(),
+            cgroup: self.cgroup.clone(),
+        })
     }
 
     pub(crate) fn wait(&mut self) -> Result<Exit, Error> {
@@ -111,6 +170,8 @@ fn environment(context: &Context<'_>) -> Result<Environment, Error> {
             work: directory("work")?,
             staging: directory("rootfs")?,
         },
+        interfaces: context.network.interfaces.clone(),
+        files: context.network.files.clone(),
     })
 }
 
@@ -135,7 +196,22 @@ fn pipes(open_stdin: bool) -> io::Result<(Stdio, Streams)> {
         Streams {
             stdin: input,
             stdout: stdout.into(),
-            stderr: stderr.into(),
+            stderr: Some(stderr.into()),
+            terminal: None,
         },
     ))
+}
+
+/// What the supervisor has instead of pipes where the process has a terminal, of which `terminal` is the outer side.
+fn or_terminal(pipes: Streams, terminal: Option<OwnedFd>, open_stdin: bool) -> io::Result<Streams> {
+    let Some(terminal) = terminal else {
+        return Ok(pipes);
+    };
+    let file = || terminal.try_clone().map(File::from);
+    Ok(Streams {
+        stdin: open_stdin.then(file).transpose()?.map(Input::Pipe),
+        stdout: file()?,
+        stderr: None,
+        terminal: Some(Terminal::Host(terminal)),
+    })
 }

@@ -1,16 +1,18 @@
 //! The engine's side of the protocol with the guest agent.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::Process;
 use rvm_protocol::{
-    AGENT_PORT, Create, Event, Failure, FrameError, Hello, Purpose, Request, Stream, VERSION, Welcome,
-    read_frame, write_frame,
+    AGENT_PORT, Answer, Ask, Create, Event, Exec, Failure, FrameError, Hello, Purpose, Request, Stream,
+    VERSION, Welcome, read_frame, write_frame,
 };
+use serde::de::DeserializeOwned;
 
 /// An agent answers a greeting within this, or something is wrong with the guest. Generous: an emulated machine with
 /// a loaded host is slow.
@@ -18,6 +20,9 @@ const GREETING_LIMIT: Duration = Duration::from_secs(20);
 
 /// A request is taken within this.
 const SEND_LIMIT: Duration = Duration::from_secs(5);
+
+/// A question about the workload is answered within this: freezing it has 5 seconds.
+const ASK_LIMIT: Duration = Duration::from_secs(10);
 
 /// A container is made and started within this, or the guest is lost.
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
@@ -92,9 +97,42 @@ impl Address {
         self.connect(Purpose::Stream(stream))
     }
 
+    /// Opens one of a further process' streams.
+    pub(crate) fn exec_stream(&self, number: u64, stream: Stream) -> Result<UnixStream, Error> {
+        self.connect(Purpose::ExecStream { number, stream })
+    }
+
+    /// Opens a connection for the container's files: [`Purpose::Archive`] or [`Purpose::Copy`].
+    pub(crate) fn files(&self, purpose: Purpose) -> Result<UnixStream, Error> {
+        self.connect(purpose)
+    }
+
+    /// Asks the agent something about the workload as a whole.
+    pub(crate) fn ask<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
+        let stream = self.connect(Purpose::Workload)?;
+        stream
+            .set_read_timeout(Some(ASK_LIMIT))
+            .and_then(|()| stream.set_write_timeout(Some(SEND_LIMIT)))
+            .map_err(Error::Connect)?;
+        write_frame(&stream, ask)?;
+        match read_frame(&stream)? {
+            Answer::Done(answer) => Ok(answer),
+            Answer::Failed(failure) => Err(Error::Failed(failure)),
+        }
+    }
+
     /// Opens the control connection.
     pub(crate) fn control(&self) -> Result<Control, Error> {
-        let stream = self.connect(Purpose::Control)?;
+        self.control_of(Purpose::Control)
+    }
+
+    /// Opens the connection of a further process.
+    pub(crate) fn exec(&self, number: u64) -> Result<Control, Error> {
+        self.control_of(Purpose::Exec(number))
+    }
+
+    fn control_of(&self, purpose: Purpose) -> Result<Control, Error> {
+        let stream = self.connect(purpose)?;
         let writer = stream.try_clone().map_err(Error::Connect)?;
         // A guest that does not read must not hold up whoever sends a signal, nor the end.
         writer
@@ -127,11 +165,16 @@ impl Control {
     }
 
     /// Makes the container.
-    pub(crate) fn create(&self, spec: Spec, stdin: bool) -> Result<(), Error> {
-        self.request(&Request::Create(Box::new(Create { spec, stdin })))
+    pub(crate) fn create(&self, create: Create) -> Result<(), Error> {
+        self.request(&Request::Create(Box::new(create)))
     }
 
-    /// Executes the workload.
+    /// Makes a further process.
+    pub(crate) fn enter(&self, process: Process, stdin: bool) -> Result<(), Error> {
+        self.request(&Request::Exec(Box::new(Exec { process, stdin })))
+    }
+
+    /// Executes the workload, or the further process.
     pub(crate) fn start(&self) -> Result<(), Error> {
         self.request(&Request::Start)
     }
@@ -148,6 +191,12 @@ impl Control {
             Event::Failed(failure) => Err(Error::Failed(failure)),
             Event::Exited { .. } => Err(Error::Unexpected),
         }
+    }
+
+    /// Gives the process up, which ends it.
+    pub(crate) fn kill(&self) {
+        // It fails where the guest has closed its end.
+        let _ = self.reader.shutdown(Shutdown::Both);
     }
 
     /// Waits for the workload's end. Answers to signals sent meanwhile are passed over: the only failure they report

@@ -37,6 +37,8 @@ mod tests {
             version: 1,
             token: "secret".into(),
             layers: Vec::new(),
+            shares: Vec::new(),
+            mounts: Vec::new(),
         };
         let mut file = boot_archive(&config).unwrap();
         file.rewind().unwrap();

@@ -349,7 +349,7 @@ fn config_file(config: &VmConfig) -> io::Result<File> {
 }
 
 /// Lets the next program inherit a descriptor.
-fn inherit(descriptor: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn inherit(descriptor: BorrowedFd<'_>) -> io::Result<()> {
     Ok(fcntl_setfd(descriptor, FdFlags::empty())?)
 }
 

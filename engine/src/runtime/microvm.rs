@@ -1,40 +1,34 @@
-//! VM mode: a machine, a guest kernel, and the agent that calls the isolation crate there.
+//! VM mode: a workload in a guest, made by the agent that calls the isolation crate there.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use oci_spec::runtime::LinuxCpu;
-use rvm_protocol::{BootConfig, DOORBELL_PORT, FailureKind, LayerExtent, Request, Stream};
-use rvm_vmm::config::{CONFIG_VERSION, DiskConfig, DiskPart, NamespacesConfig, VmConfig, VsockConfig};
+use oci_spec::runtime::Spec;
+use rvm_protocol::{Ask, Create, FailureKind, Interface, PrivateFile, Purpose, Request, Stream};
 use rvm_vmm::status::Status;
+use serde::de::DeserializeOwned;
 
+use super::boot::Guest;
 use super::guest::{self, Address, Control};
-use super::machine::{self, Commands, Machine};
-use super::namespaces::Namespaces;
-use super::{Context, Exit, Input, Streams, initramfs};
-use crate::layout::{self, Asset};
-use crate::record::Layer;
-use crate::timeline::Phase;
-use crate::{cgroup, disk, log, names, socket};
-
-/// Every machine has its own vsock device and its own host end, so all guests have the same address.
-const GUEST_CID: u32 = 3;
-
-/// Keeps the console silent but for a panic, and so free of exits.
-const COMMAND_LINE: &str = "quiet loglevel=1";
-
-/// First of the 2^27 users that machines run as.
-const FIRST_MACHINE_USER: u32 = 0x7000_0000;
+use super::machine::{self, Commands};
+use super::shares::Seals;
+use super::{Context, Exit, Input, Streams, Terminal, further, shares};
+use crate::control::Exec;
+use crate::layout;
+use crate::network::Connected;
+use crate::{cgroup, disk, spec};
 
 /// A workload in a virtual machine.
 pub(crate) struct MicroVm {
-    machine: Machine,
-    control: Control,
+    guest: Guest,
+    spec: Spec,
 }
 
 /// Why a virtual machine could not be made, or how it failed.
@@ -52,6 +46,9 @@ pub(crate) enum Error {
     /// A layer of the image cannot be opened.
     #[error("cannot open the layer {0}")]
     Layer(PathBuf, #[source] io::Error),
+    /// A directory or file of the host cannot be given to the guest.
+    #[error(transparent)]
+    Share(#[from] shares::Error),
     /// A socket or file for the machine could not be made.
     #[error("cannot make {0} for the virtual machine")]
     Resource(&'static str, #[source] io::Error),
@@ -70,6 +67,9 @@ pub(crate) enum Error {
     /// The agent failed.
     #[error(transparent)]
     Guest(guest::Error),
+    /// No process can be made of what was asked for.
+    #[error(transparent)]
+    Further(#[from] spec::Error),
 }
 
 impl Error {
@@ -85,6 +85,7 @@ impl Error {
 #[derive(Debug, Default)]
 pub(crate) struct Alarm {
     state: Mutex<AlarmState>,
+    is_raised: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +99,7 @@ impl Alarm {
     pub(crate) fn raise(&self) {
         if let Ok(mut state) = self.state.lock() {
             state.raised = true;
+            self.is_raised.notify_all();
             if let Some(leash) = state.leash.take() {
                 // The machine may have ended by itself.
                 let _ = leash.shutdown(Shutdown::Both);
@@ -105,12 +107,23 @@ impl Alarm {
         }
     }
 
+    /// Puts the start off; `false` where it was ended meanwhile.
+    pub(crate) fn wait(&self, time: Duration) -> bool {
+        let Ok(state) = self.state.lock() else {
+            return false;
+        };
+        let waited = self
+            .is_raised
+            .wait_timeout_while(state, time, |state| !state.raised);
+        waited.is_ok_and(|(state, _)| !state.raised)
+    }
+
     fn is_raised(&self) -> bool {
         self.state.lock().is_ok_and(|state| state.raised)
     }
 
     /// Arms the alarm; `false` where it was raised already.
-    fn arm(&self, leash: UnixStream) -> bool {
+    pub(super) fn arm(&self, leash: UnixStream) -> bool {
         self.state.lock().is_ok_and(|mut state| {
             state.leash = Some(leash);
             !state.raised
@@ -124,9 +137,25 @@ pub(crate) struct Remote {
     writer: Arc<Mutex<UnixStream>>,
     leash: Arc<UnixStream>,
     commands: Arc<Commands>,
+    address: Address,
+    spec: Arc<Spec>,
+    /// Number of the next further process.
+    next: Arc<AtomicU64>,
 }
 
 impl Remote {
+    /// Makes a further process.
+    pub(super) fn enter(&self, exec: &Exec, open_stdin: bool) -> Result<(Control, Streams), Error> {
+        let process = further(&self.spec, exec)?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let control = self.address.exec(number).map_err(Error::Guest)?;
+        control.enter(process, open_stdin).map_err(Error::Guest)?;
+        let terminal = exec.terminal.map(|_| Terminal::Guest(control.writer()));
+        let stream = |stream| self.address.exec_stream(number, stream);
+        let streams = connect(stream, open_stdin, terminal).map_err(Error::Guest)?;
+        Ok((control, streams))
+    }
+
     pub(super) fn signal(&self, signal: i32) {
         // A failure means that the guest has ended, and the workload with it.
         let _ = guest::send(&self.writer, &Request::Signal { signal });
@@ -134,6 +163,15 @@ impl Remote {
 
     pub(super) fn status(&self) -> Result<Status, machine::Error> {
         self.commands.status()
+    }
+
+    pub(super) fn files(&self, purpose: Purpose) -> Result<UnixStream, Error> {
+        self.address.files(purpose).map_err(Error::Guest)
+    }
+
+    /// Asks the guest something about the workload as a whole.
+    pub(super) fn ask<T: DeserializeOwned>(&self, ask: &Ask) -> Result<T, Error> {
+        self.address.ask(ask).map_err(Error::Guest)
     }
 
     pub(super) fn kill(&self) {
@@ -144,267 +182,115 @@ impl Remote {
 
 impl MicroVm {
     pub(crate) fn create(context: &Context<'_>) -> Result<(Self, Streams), Error> {
-        let mut machine = None;
-        Self::boot(context, &mut machine).map_err(|error| {
+        Self::boot(context).map_err(|error| {
             if context.alarm.is_raised() {
                 return Error::Interrupted;
             }
-            // A lost connection is the symptom; how the machine ended is the cause.
-            match (&error, machine.as_mut().map(Machine::report)) {
-                (Error::Guest(guest::Error::Failed(_)) | Error::Machine(_), _)
-                | (_, None | Some(Err(machine::Error::Hung))) => error,
-                (_, Some(Err(cause))) => Error::Machine(cause),
-                (_, Some(Ok(stopped))) => machine::Error::Stopped(Box::new(stopped)).into(),
-            }
+            error
         })
     }
 
-    fn boot(context: &Context<'_>, slot: &mut Option<Machine>) -> Result<(Self, Streams), Error> {
-        let address = Address {
-            socket: context.run_directory.join("vsock.sock"),
-            token: names::hexadecimal(&names::random::<32>()),
-        };
-        let machine = slot.insert(Parts::open(context, &address)?.spawn(context)?);
-        if !context.alarm.arm(machine.leash()?) {
-            return Err(Error::Interrupted);
+    fn boot(context: &Context<'_>) -> Result<(Self, Streams), Error> {
+        let mut guest = Guest::boot(context)?;
+        if context.cgroup.is_some() {
+            // Not before the guest is up: a boot at a tenth of a processor would take seconds, and nothing of the image runs in it.
+            cgroup::limit_machine(&context.record.id, context.spec)?;
         }
-        context.timeline.mark(Phase::VmmStarted);
-        machine.wait_until_ready(context.timeline)?;
-        limit_processor_time(context)?;
-        let control = address.control().map_err(Error::Guest)?;
-        control
-            .create(context.spec.clone(), context.record.open_stdin)
-            .map_err(Error::Guest)?;
-        let stream = |stream| address.stream(stream).map_err(Error::Guest);
-        let stdin = context
-            .record
-            .open_stdin
-            .then(|| stream(Stream::Stdin))
-            .transpose()?;
-        let streams = Streams {
-            stdin: stdin.map(Input::Connection),
-            stdout: File::from(OwnedFd::from(stream(Stream::Stdout)?)),
-            stderr: File::from(OwnedFd::from(stream(Stream::Stderr)?)),
-        };
-        let machine = slot.take().ok_or(Error::NoSize)?;
-        Ok((Self { machine, control }, streams))
+        match isolate(context, &guest) {
+            Ok(streams) => {
+                // Volumes have been filled, and nothing of the image runs yet.
+                guest.seals = Seals::default();
+                let spec = context.spec.clone();
+                Ok((Self { guest, spec }, streams))
+            }
+            Err(error) => Err(guest.explain(error)),
+        }
     }
 
     pub(crate) fn start(&mut self) -> Result<(), Error> {
-        let outcome = self.control.start();
-        outcome.map_err(|error| self.explain(error))
+        let outcome = self.guest.control.start();
+        outcome.map_err(|error| self.guest.explain(error))
     }
 
     pub(crate) fn pid(&self) -> i32 {
-        self.machine.pid()
+        self.guest.machine.pid()
     }
 
     pub(crate) fn remote(&self) -> Result<Remote, Error> {
         Ok(Remote {
-            writer: self.control.writer(),
-            leash: Arc::new(self.machine.leash()?),
-            commands: self.machine.commands(),
+            writer: self.guest.control.writer(),
+            leash: Arc::new(self.guest.machine.leash()?),
+            commands: self.guest.machine.commands(),
+            address: self.guest.address.clone(),
+            spec: Arc::new(self.spec.clone()),
+            next: Arc::default(),
         })
     }
 
     pub(crate) fn wait(&mut self) -> Result<Exit, Error> {
-        match self.control.wait() {
+        match self.guest.control.wait() {
             Ok(exited) => Ok(Exit {
                 code: exited.code,
                 out_of_memory: exited.out_of_memory,
             }),
-            Err(error) => Err(self.explain(error)),
-        }
-    }
-
-    /// A lost connection is the symptom; how the machine ended is the cause.
-    fn explain(&mut self, error: guest::Error) -> Error {
-        if let guest::Error::Failed(_) = error {
-            return Error::Guest(error);
-        }
-        match self.machine.report() {
-            Ok(stopped) => machine::Error::Stopped(Box::new(stopped)).into(),
-            Err(cause) => cause.into(),
+            Err(error) => Err(self.guest.explain(error)),
         }
     }
 
     /// Powers the guest off, so that its writable layer is whole, and removes the machine.
-    pub(crate) fn end(mut self) -> Result<(), Error> {
-        // The guest may be gone already; a report follows either way, and dropping the machine ends it for certain.
-        let _ = guest::send(&self.control.writer(), &Request::PowerOff);
-        drop(self.machine.report());
+    pub(crate) fn end(self) -> Result<(), Error> {
+        self.guest.power_off();
         Ok(())
     }
 }
 
-/// Applies the limit that the specification has for the workload to the machine as well. Not before the guest is up: a boot
-/// at a tenth of a processor would take seconds, and nothing of the image runs in it.
-fn limit_processor_time(context: &Context<'_>) -> Result<(), Error> {
-    let resources = context
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    let quota = cpu
-        .and_then(LinuxCpu::quota)
-        .and_then(|quota| u64::try_from(quota).ok());
-    let period = cpu.and_then(LinuxCpu::period);
-    match (context.cgroup, quota, period) {
-        (Some(cgroup), Some(quota), Some(period)) => Ok(cgroup.limit_machine(quota, period)?),
-        _ => Ok(()),
-    }
-}
-
-/// Everything a machine is made of, opened.
-struct Parts {
-    kvm: File,
-    kernel: File,
-    initramfs: [File; 2],
-    layers: Vec<File>,
-    writable: File,
-    writable_bytes: u64,
-    console: File,
-    vsock: UnixListener,
-    /// For root, who can enter them.
-    namespaces: Option<Namespaces>,
-}
-
-/// The user that a machine runs as: one of its own, so that it can neither signal nor trace another one's. The range is
-/// above everything that distributions and container managers give out, and below what does not fit an `int`
-/// (<https://systemd.io/UIDS-GIDS>).
-fn machine_user(id: &str) -> u32 {
-    let digits = id
-        .get(..7)
-        .and_then(|digits| u32::from_str_radix(digits, 16).ok());
-    FIRST_MACHINE_USER + (digits.unwrap_or_default() >> 1)
-}
-
-impl Parts {
-    fn open(context: &Context<'_>, address: &Address) -> Result<Self, Error> {
-        let layers = &context.record.layers;
-        let boot = BootConfig {
-            version: rvm_protocol::VERSION,
-            token: address.token.clone(),
-            layers: extents(layers),
-        };
-        let archive =
-            initramfs::boot_archive(&boot).map_err(|source| Error::Resource("a boot archive", source))?;
-        let open = |layer: &Layer| {
-            File::open(&layer.path).map_err(|source| Error::Layer(layer.path.clone(), source))
-        };
-        let (writable, writable_bytes) = disk::writable(&context.layout.cache(), context.directory)?;
-        Ok(Self {
-            kvm: open_kvm().map_err(Error::Kvm)?,
-            kernel: Asset::Kernel.open()?,
-            initramfs: [Asset::Initramfs.open()?, archive],
-            layers: layers.iter().map(open).collect::<Result<_, _>>()?,
-            writable,
-            writable_bytes,
-            console: console(context.directory).map_err(|source| Error::Resource("a console log", source))?,
-            vsock: socket::bind(&address.socket).map_err(|source| Error::Resource("a socket", source))?,
-            namespaces: rustix::process::geteuid()
-                .is_root()
-                .then(|| Namespaces::open(context.layout.run()))
-                .transpose()
-                .map_err(|source| Error::Resource("empty namespaces", source))?,
-        })
-    }
-
-    fn spawn(&self, context: &Context<'_>) -> Result<Machine, Error> {
-        let size = context.record.machine.ok_or(Error::NoSize)?;
-        let (events, vmm_events) =
-            UnixStream::pair().map_err(|source| Error::Resource("a pair of sockets", source))?;
-        let layer_part = |(file, layer): (&File, &Layer)| DiskPart {
-            fd: file.as_raw_fd(),
-            bytes: layer.bytes,
-        };
-        let layers = self
-            .layers
+/// Makes the container in the guest, and connects its streams.
+fn isolate(context: &Context<'_>, guest: &Guest) -> Result<Streams, guest::Error> {
+    let open_stdin = context.record.open_stdin;
+    let Connected {
+        interfaces, files, ..
+    } = context.network;
+    guest.control.create(Create {
+        spec: shares::as_in_guest(context.spec, &guest.mounts),
+        stdin: open_stdin,
+        interfaces: interfaces.iter().map(interface).collect(),
+        files: files
             .iter()
-            .zip(&context.record.layers)
-            .map(layer_part)
-            .collect();
-        let writable = DiskPart {
-            fd: self.writable.as_raw_fd(),
-            bytes: self.writable_bytes,
-        };
-        let config = VmConfig {
-            version: CONFIG_VERSION,
-            vcpus: size.vcpus,
-            memory_mib: size.memory_mib,
-            kvm_fd: self.kvm.as_raw_fd(),
-            kernel_fd: self.kernel.as_raw_fd(),
-            initrd_fds: self.initramfs.iter().map(|file| file.as_raw_fd()).collect(),
-            cmdline: COMMAND_LINE.to_owned(),
-            console_fd: Some(self.console.as_raw_fd()),
-            disks: vec![
-                DiskConfig {
-                    parts: layers,
-                    read_only: true,
-                },
-                DiskConfig {
-                    parts: vec![writable],
-                    read_only: false,
-                },
-            ],
-            networks: Vec::new(),
-            vsock: Some(VsockConfig {
-                guest_cid: GUEST_CID,
-                listener_fd: self.vsock.as_raw_fd(),
-            }),
-            file_systems: Vec::new(),
-            doorbell_port: Some(DOORBELL_PORT),
-            events_fd: vmm_events.as_raw_fd(),
-            user: rustix::process::geteuid()
-                .is_root()
-                .then(|| machine_user(&context.record.id)),
-            namespaces: self.namespaces.as_ref().map(|namespaces| NamespacesConfig {
-                network_fd: namespaces.network.as_raw_fd(),
-                mounts_fd: namespaces.mounts.as_raw_fd(),
-            }),
-        };
-        let files = [&self.kvm, &self.kernel, &self.writable, &self.console];
-        let mut descriptors: Vec<_> = files
-            .into_iter()
-            .chain(&self.initramfs)
-            .chain(&self.layers)
-            .chain(
-                self.namespaces
-                    .iter()
-                    .flat_map(|namespaces| [&namespaces.network, &namespaces.mounts]),
-            )
-            .map(|file| file.as_fd())
-            .collect();
-        descriptors.extend([self.vsock.as_fd(), vmm_events.as_fd()]);
-        Ok(Machine::spawn(&config, events, &descriptors)?)
+            .map(|file| PrivateFile {
+                path: file.path.clone(),
+                content: file.content.clone(),
+            })
+            .collect(),
+    })?;
+    let process = context.spec.process().as_ref();
+    let has_terminal = process.is_some_and(|process| process.terminal() == Some(true));
+    let terminal = has_terminal.then(|| Terminal::Guest(guest.control.writer()));
+    connect(|stream| guest.address.stream(stream), open_stdin, terminal)
+}
+
+/// As the agent is told of it.
+fn interface(interface: &rvm_isolation::Interface) -> Interface {
+    Interface {
+        name: interface.name.clone(),
+        mac: interface.mac,
+        addresses: interface.addresses.clone(),
+        gateways: interface.gateways.clone(),
+        mtu: interface.mtu,
     }
 }
 
-/// Opens the KVM device for making virtual machines.
-pub(crate) fn open_kvm() -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).open("/dev/kvm")
-}
-
-/// Where each layer lies on the composite disk.
-fn extents(layers: &[Layer]) -> Vec<LayerExtent> {
-    let mut offset = 0;
-    layers
-        .iter()
-        .map(|layer| {
-            let extent = LayerExtent {
-                offset,
-                length: layer.bytes,
-            };
-            offset += layer.bytes;
-            extent
-        })
-        .collect()
-}
-
-fn console(directory: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(directory.join(log::CONSOLE))
+/// Connects a process' streams.
+fn connect(
+    stream: impl Fn(Stream) -> Result<UnixStream, guest::Error>,
+    open_stdin: bool,
+    terminal: Option<Terminal>,
+) -> Result<Streams, guest::Error> {
+    let output = |kind| stream(kind).map(|connection| File::from(OwnedFd::from(connection)));
+    let stdin = open_stdin.then(|| stream(Stream::Stdin)).transpose()?;
+    Ok(Streams {
+        stdin: stdin.map(Input::Connection),
+        stdout: output(Stream::Stdout)?,
+        stderr: terminal.is_none().then(|| output(Stream::Stderr)).transpose()?,
+        terminal,
+    })
 }

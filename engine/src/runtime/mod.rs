@@ -1,11 +1,15 @@
 //! The two ways to run a container. Nothing outside this module knows more than that there are two.
 
+mod boot;
 mod container;
+mod files;
 mod guest;
 mod initramfs;
 mod machine;
 mod microvm;
 mod namespaces;
+mod shares;
+mod workload;
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -13,17 +17,24 @@ use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
+use rvm_protocol::{Purpose, Request, TerminalSize};
 use rvm_vmm::status::Status;
 
 use crate::cgroup::ContainerCgroup;
+use crate::control::Exec;
 use crate::layout::Layout;
+use crate::network::Connected;
 use crate::record::{Isolation, Record};
+use crate::spec;
 use crate::timeline::Timeline;
 
+pub(crate) use boot::open_kvm;
 pub(crate) use container::ContainerRuntime;
-pub(crate) use microvm::{Alarm, MicroVm, open_kvm};
+pub(crate) use files::FilesMachine;
+pub(crate) use microvm::{Alarm, MicroVm};
 
 /// A container that can be started, whichever way it is isolated.
 pub(crate) enum Runtime {
@@ -47,6 +58,8 @@ pub(crate) struct Context<'a> {
     pub(crate) layout: &'a Layout,
     /// Its cgroups; a virtual machine goes without where there is no cgroup2.
     pub(crate) cgroup: Option<&'a ContainerCgroup>,
+    /// What it is connected to.
+    pub(crate) network: &'a Connected,
     /// Lets others end the start.
     pub(crate) alarm: &'a Alarm,
     /// Where its progress is noted.
@@ -59,13 +72,33 @@ pub(crate) struct Streams {
     pub(crate) stdin: Option<Input>,
     /// Ends when the workload and all that inherited it have closed it.
     pub(crate) stdout: File,
-    /// Likewise.
-    pub(crate) stderr: File,
+    /// Likewise; `None` where the workload has a terminal, whose output is all in the other.
+    pub(crate) stderr: Option<File>,
+    /// The workload's terminal, if it has one.
+    pub(crate) terminal: Option<Terminal>,
+}
+
+/// Changes the size of a terminal, from any thread.
+pub(crate) enum Terminal {
+    /// Its outer side.
+    Host(OwnedFd),
+    /// The connection on which the guest's agent is told.
+    Guest(Arc<Mutex<UnixStream>>),
+}
+
+impl Terminal {
+    /// Changes the size. A process that has ended is not told, which is no error.
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        match self {
+            Self::Host(terminal) => drop(rvm_isolation::resize(terminal, size.rows, size.columns)),
+            Self::Guest(writer) => drop(guest::send(writer, &Request::Resize(size))),
+        }
+    }
 }
 
 /// Where the workload's standard input is written to.
 pub(crate) enum Input {
-    /// A pipe.
+    /// A pipe, or the outer side of a terminal.
     Pipe(File),
     /// A connection to the guest.
     Connection(UnixStream),
@@ -86,7 +119,49 @@ pub(crate) enum Access {
     /// By way of the guest's agent.
     MicroVm(microvm::Remote),
     /// By descriptor.
-    Container(std::sync::Arc<OwnedFd>),
+    Container(Arc<container::Remote>),
+}
+
+/// A further process in a running container.
+pub(crate) enum Further {
+    /// In the guest. It ends with this.
+    MicroVm(Box<guest::Control>),
+    /// On the host. It ends with this.
+    Container(Box<rvm_isolation::Entered>),
+}
+
+impl Further {
+    /// Executes it; returns once `execve` has succeeded.
+    pub(crate) fn start(&mut self) -> Result<(), Error> {
+        match self {
+            Self::MicroVm(control) => Ok(control.start().map_err(microvm::Error::Guest)?),
+            Self::Container(entered) => Ok(entered.start().map_err(container::Error::from)?),
+        }
+    }
+
+    /// Kills it. One that has ended already is not an error.
+    pub(crate) fn kill(&self) {
+        match self {
+            Self::MicroVm(control) => control.kill(),
+            Self::Container(entered) => {
+                let _ = entered.signal(crate::signals::KILL);
+            }
+        }
+    }
+
+    /// Waits for its end: exit status, or 128 plus a signal.
+    pub(crate) fn wait(&self) -> Result<u8, Error> {
+        match self {
+            Self::MicroVm(control) => Ok(control.wait().map_err(microvm::Error::Guest)?.code),
+            Self::Container(entered) => Ok(entered.wait().map_err(container::Error::End)?),
+        }
+    }
+}
+
+/// The process that is to run in the container with this specification.
+fn further(spec: &Spec, exec: &Exec) -> Result<Process, spec::Error> {
+    let own = spec.process().clone().unwrap_or_default();
+    spec::further(&own, exec)
 }
 
 /// Why a container could not be run.
@@ -98,6 +173,9 @@ pub(crate) enum Error {
     /// The virtual machine could not be made or failed.
     #[error(transparent)]
     MicroVm(#[from] microvm::Error),
+    /// There is no guest to ask.
+    #[error("the container's files are on the host")]
+    OnHost,
 }
 
 impl Error {
@@ -107,6 +185,7 @@ impl Error {
         let kind = match self {
             Self::Container(error) => error.kind(),
             Self::MicroVm(error) => error.kind(),
+            Self::OnHost => FailureKind::Other,
         };
         match kind {
             FailureKind::CommandNotFound => 127,
@@ -151,7 +230,7 @@ impl Runtime {
     pub(crate) fn access(&self) -> Result<Access, Error> {
         match self {
             Self::MicroVm(runtime) => Ok(Access::MicroVm(runtime.remote()?)),
-            Self::Container(runtime) => Ok(Access::Container(std::sync::Arc::new(runtime.pidfd()?))),
+            Self::Container(runtime) => Ok(Access::Container(Arc::new(runtime.remote()?))),
         }
     }
 
@@ -200,12 +279,32 @@ impl Access {
     pub(crate) fn signal(&self, signal: i32) {
         match self {
             Self::MicroVm(remote) => remote.signal(signal),
-            Self::Container(pidfd) => {
-                if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
-                    // ESRCH: it has ended already.
-                    let _ = rustix::process::pidfd_send_signal(pidfd, signal);
-                }
+            Self::Container(remote) => {
+                // ESRCH: it has ended already.
+                let _ = rvm_isolation::signal(remote.pidfd(), signal);
             }
+        }
+    }
+
+    /// Makes a further process, up to but not including its `execve`.
+    pub(crate) fn enter(&self, exec: &Exec, open_stdin: bool) -> Result<(Further, Streams), Error> {
+        match self {
+            Self::MicroVm(remote) => {
+                let (control, streams) = remote.enter(exec, open_stdin)?;
+                Ok((Further::MicroVm(Box::new(control)), streams))
+            }
+            Self::Container(remote) => {
+                let (entered, streams) = remote.enter(exec, open_stdin)?;
+                Ok((Further::Container(Box::new(entered)), streams))
+            }
+        }
+    }
+
+    /// A descriptor of the workload's first process, where that is one of this machine's.
+    pub(crate) fn process(&self) -> Option<&OwnedFd> {
+        match self {
+            Self::MicroVm(_) => None,
+            Self::Container(remote) => Some(remote.pidfd()),
         }
     }
 
@@ -214,6 +313,14 @@ impl Access {
         match self {
             Self::MicroVm(remote) => Ok(Some(remote.status().map_err(microvm::Error::from)?)),
             Self::Container(_) => Ok(None),
+        }
+    }
+
+    /// Opens a connection for the container's files, which the guest has.
+    pub(crate) fn files(&self, purpose: Purpose) -> Result<UnixStream, Error> {
+        match self {
+            Self::MicroVm(remote) => Ok(remote.files(purpose)?),
+            Self::Container(_) => Err(Error::OnHost),
         }
     }
 

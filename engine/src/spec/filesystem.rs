@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType, Mount, MountBuilder};
 
+use super::{Error, Given, tmpfs};
+
 /// Destination, type, source and options, in the order of mounting: `/dev` before what lies in it.
 const MOUNTS: [(&str, &str, &str, &str); 7] = [
     ("/proc", "proc", "proc", "nosuid,noexec,nodev"),
@@ -23,12 +25,7 @@ const MOUNTS: [(&str, &str, &str, &str); 7] = [
     ("/sys", "sysfs", "sysfs", "nosuid,noexec,nodev,ro"),
     ("/sys/fs/cgroup", "cgroup", "cgroup", "ro,nosuid,noexec,nodev"),
     ("/dev/mqueue", "mqueue", "mqueue", "nosuid,noexec,nodev"),
-    (
-        "/dev/shm",
-        "tmpfs",
-        "shm",
-        "nosuid,noexec,nodev,mode=1777,size=67108864",
-    ),
+    ("/dev/shm", "tmpfs", "shm", "nosuid,noexec,nodev,mode=1777"),
 ];
 
 /// Paths that tell about the machine or let its hardware be measured or driven. Missing ones are no error.
@@ -69,19 +66,34 @@ const DEVICES: [(i64, Option<i64>); 9] = [
     (136, None),  // pts/*
 ];
 
-/// The standard mounts.
-pub(super) fn mounts() -> Result<Vec<Mount>, OciSpecError> {
-    MOUNTS
-        .into_iter()
-        .map(|(destination, kind, source, options)| {
-            MountBuilder::default()
-                .destination(destination)
-                .typ(kind)
-                .source(source)
-                .options(options.split(',').map(str::to_owned).collect::<Vec<_>>())
-                .build()
-        })
-        .collect()
+/// The standard mounts, and after them what was asked for.
+///
+/// # Errors
+/// Those of a tmpfs.
+pub(super) fn mounts(given: &Given, beside: &[Mount]) -> Result<Vec<Mount>, Error> {
+    let mut asked = tmpfs::mounts(&given.tmpfs)?;
+    asked.extend_from_slice(beside);
+    // Each before those below it.
+    asked.sort_by_key(|mount| mount.destination().components().count());
+    let has = |path: &str| asked.iter().any(|mount| mount.destination() == Path::new(path));
+    let mut mounts = Vec::new();
+    for (destination, kind, source, options) in MOUNTS {
+        if has(destination) {
+            continue;
+        }
+        let mut options: Vec<_> = options.split(',').map(str::to_owned).collect();
+        if destination == tmpfs::SHM {
+            options.push(format!("size={}", given.shm_bytes()));
+        }
+        let mount = MountBuilder::default()
+            .destination(destination)
+            .typ(kind)
+            .source(source)
+            .options(options);
+        mounts.push(mount.build()?);
+    }
+    mounts.extend(asked);
+    Ok(mounts)
 }
 
 /// Paths to hide. `processors` is the directory `/sys/devices/system/cpu` of the host: its thermal counters are
@@ -130,9 +142,31 @@ pub(super) fn device_rules() -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
 mod tests {
     use super::*;
 
+    fn mounts(given: &Given) -> Vec<Mount> {
+        super::mounts(given, &[]).unwrap()
+    }
+
+    #[test]
+    fn shared_memory_is_as_large_as_asked_for() {
+        let shm = |given: &Given| -> Vec<_> {
+            let mounts = mounts(given);
+            let shm = mounts
+                .iter()
+                .filter(|mount| mount.destination() == Path::new("/dev/shm"));
+            shm.map(|mount| mount.options().clone().unwrap().join(","))
+                .collect()
+        };
+        let mut given = Given::default();
+        assert_eq!(shm(&given), ["nosuid,noexec,nodev,mode=1777,size=67108864"]);
+        given.shm_bytes = Some(4096);
+        assert_eq!(shm(&given), ["nosuid,noexec,nodev,mode=1777,size=4096"]);
+        given.tmpfs.insert("/dev/shm/".into(), "size=1m".into());
+        assert_eq!(shm(&given), ["noexec,nosuid,nodev,size=1m"]);
+    }
+
     #[test]
     fn dev_is_mounted_before_what_lies_in_it() {
-        let mounts = mounts().unwrap();
+        let mounts = mounts(&Given::default());
         let place = |path: &str| {
             mounts
                 .iter()

@@ -4,6 +4,9 @@ use oci_spec::image::Config;
 
 use super::{Error, Options};
 
+/// Docker's for every process with a terminal.
+pub(super) const TERM: &str = "TERM=xterm";
+
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The argument vector. An entry point given by the user makes the image's command meaningless, so that one is
@@ -32,14 +35,20 @@ pub(super) fn arguments(image: &Config, options: &Options) -> Result<Vec<String>
 /// user's wins over the image's, and either over the defaults, in whose place it then stands. A name without `=`
 /// removes the variable.
 pub(super) fn environment(image: &Config, options: &Options) -> Vec<String> {
-    let name = |entry: &str| entry.split_once('=').map_or(entry, |(name, _)| name).to_owned();
     let image = image.env().as_deref().unwrap_or_default();
     let image = image.iter().filter(|entry| {
         let by_user = |given: &String| name(given) == name(entry);
         !options.environment.iter().any(by_user)
     });
     let mut environment = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", options.hostname)];
-    for entry in options.environment.iter().chain(image) {
+    environment.extend(options.terminal.map(|_| TERM.to_owned()));
+    put(&mut environment, options.environment.iter().chain(image));
+    environment
+}
+
+/// Puts variables into an environment: in the place of one of the same name, or at the end; or removes the one with the name.
+pub(super) fn put<'a>(environment: &mut Vec<String>, entries: impl IntoIterator<Item = &'a String>) {
+    for entry in entries {
         let place = environment.iter().position(|known| name(known) == name(entry));
         match (place, entry.contains('=')) {
             (Some(place), true) => environment[place].clone_from(entry),
@@ -48,7 +57,43 @@ pub(super) fn environment(image: &Config, options: &Options) -> Vec<String> {
             (None, false) => {}
         }
     }
-    environment
+}
+
+pub(super) fn name(entry: &str) -> &str {
+    entry.split_once('=').map_or(entry, |(name, _)| name)
+}
+
+/// The user as isolation takes it, who resolves it in the image: `USER[:GROUP]`, and where there are further groups,
+/// `USER:[GROUP]:NAME,...`.
+pub(super) fn user(user: &str, groups: &[String]) -> Result<String, Error> {
+    let (name, group) = user.split_once(':').unwrap_or((user, ""));
+    if group.contains(':') {
+        return Err(Error::User(user.to_owned()));
+    }
+    let is_name = |name: &&String| !name.is_empty() && !name.contains([':', ',', '\0']);
+    if let Some(group) = groups.iter().find(|name| !is_name(name)) {
+        return Err(Error::Group(group.clone()));
+    }
+    if groups.is_empty() {
+        return Ok(user.to_owned());
+    }
+    Ok(format!("{name}:{group}:{}", groups.join(",")))
+}
+
+/// The further groups of what [`user`] has made.
+pub(super) fn groups_of(user: &str) -> Vec<String> {
+    let groups = user.splitn(3, ':').nth(2).unwrap_or_default();
+    groups
+        .split(',')
+        .filter(|group| !group.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What was said of the user, of what [`user`] has made.
+pub(crate) fn user_of(user: &str) -> &str {
+    let parts = user.match_indices(':').nth(1);
+    parts.map_or(user, |(end, _)| user[..end].trim_end_matches(':'))
 }
 
 /// The working directory, which isolation makes if the image lacks it.
@@ -135,6 +180,29 @@ mod tests {
                 ..Options::default()
             };
             assert_eq!(environment(&image, &options), strings(expected));
+        }
+    }
+
+    #[test]
+    fn groups_are_said_with_the_user() {
+        let groups = |names: &[&str]| strings(names);
+        for (given, more, expected) in [
+            ("", &[][..], Some("")),
+            ("www:ssl", &[], Some("www:ssl")),
+            ("", &["audio", "5"], Some("::audio,5")),
+            ("www", &["audio"], Some("www::audio")),
+            ("www:ssl", &["audio"], Some("www:ssl:audio")),
+            ("www:ssl:audio", &[], None),
+            ("www", &["a,b"], None),
+            ("www", &["a:b"], None),
+            ("www", &[""], None),
+        ] {
+            let made = user(given, &groups(more)).ok();
+            assert_eq!(made.as_deref(), expected, "{given} {more:?}");
+            if let Some(made) = made {
+                assert_eq!(user_of(&made), given);
+                assert_eq!(groups_of(&made), groups(more));
+            }
         }
     }
 

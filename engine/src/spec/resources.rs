@@ -1,28 +1,24 @@
-//! What a container may use: memory, processor time, processes, and per-process limits.
+//! What a container may use: memory, processor time and processes.
 
-use std::collections::HashMap;
 use std::str::FromStr;
 
-use oci_spec::OciSpecError;
-use oci_spec::runtime::{
-    LinuxCpuBuilder, LinuxMemoryBuilder, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
-    PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
-};
+use oci_spec::runtime::{LinuxResources, LinuxResourcesBuilder};
 
-use super::{Error, Options, filesystem};
+use serde::{Deserialize, Serialize};
+
+use super::update::{self, Changes};
+use super::{Error, filesystem};
 
 /// Least memory, in bytes, that a container can be limited to: below it the kernel kills the process while it is
 /// still being set up.
 pub const MINIMUM_MEMORY_BYTES: u64 = 6 << 20;
 
 /// Length in microseconds of the interval in which the processor quota is given.
-const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
-
-/// `RLIM_INFINITY` of `asm-generic/resource.h`.
-const UNLIMITED: u64 = u64::MAX;
+pub(super) const CPU_PERIOD_MICROSECONDS: u64 = 100_000;
 
 /// A share of processor time, at least a hundredth of one processor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Cpus {
     /// Microseconds of processor time in each [`CPU_PERIOD_MICROSECONDS`]. The kernel takes no less than 1000.
     quota_microseconds: u64,
@@ -81,75 +77,29 @@ impl Cpus {
     pub fn whole(self) -> u64 {
         self.quota_microseconds.div_ceil(CPU_PERIOD_MICROSECONDS)
     }
+
+    /// As the specification has it, for each [`CPU_PERIOD_MICROSECONDS`].
+    pub(super) fn quota(self) -> i64 {
+        i64::try_from(self.quota_microseconds).unwrap_or(i64::MAX)
+    }
 }
 
 /// Limits of the container as a whole, and its device rules.
-pub(super) fn resources(options: &Options) -> Result<LinuxResources, Error> {
-    let mut resources = LinuxResourcesBuilder::default().devices(filesystem::device_rules()?);
-    if let Some(bytes) = options.memory_bytes {
-        if bytes < MINIMUM_MEMORY_BYTES {
-            return Err(Error::MemoryTooSmall(bytes));
-        }
-        // As much swap as memory; OCI's field counts both together.
-        let limit = i64::try_from(bytes).map_err(|_| Error::MemoryTooLarge(bytes))?;
-        let with_swap = limit.checked_mul(2).ok_or(Error::MemoryTooLarge(bytes))?;
-        resources = resources.memory(
-            LinuxMemoryBuilder::default()
-                .limit(limit)
-                .swap(with_swap)
-                .build()?,
-        );
-    }
-    if let Some(cpus) = options.cpus {
-        let quota = i64::try_from(cpus.quota_microseconds).unwrap_or(i64::MAX);
-        resources = resources.cpu(
-            LinuxCpuBuilder::default()
-                .quota(quota)
-                .period(CPU_PERIOD_MICROSECONDS)
-                .build()?,
-        );
-    }
-    if let Some(limit) = options.pids_limit {
-        let limit = i64::from(limit.get());
-        resources = resources.pids(LinuxPidsBuilder::default().limit(limit).build()?);
-    }
-    Ok(resources.build()?)
+pub(super) fn resources(limits: &Changes) -> Result<LinuxResources, Error> {
+    let devices = filesystem::device_rules()?;
+    update::limited(LinuxResourcesBuilder::default().devices(devices).build()?, limits)
 }
 
-/// Limits of each process. A daemon would pass on its own, which an init system sets; without a daemon they are
-/// named here, or a container would depend on the shell that started it. These are what systemd gives Docker's.
-pub(super) fn process_limits() -> Result<Vec<PosixRlimit>, OciSpecError> {
-    [
-        (PosixRlimitType::RlimitNofile, 1024, 524_288),
-        (PosixRlimitType::RlimitNproc, UNLIMITED, UNLIMITED),
-        (PosixRlimitType::RlimitCore, UNLIMITED, UNLIMITED),
-    ]
-    .into_iter()
-    .map(|(kind, soft, hard)| {
-        PosixRlimitBuilder::default()
-            .typ(kind)
-            .soft(soft)
-            .hard(hard)
-            .build()
-    })
-    .collect()
-}
-
-/// Kernel parameters of the network namespace: every user may listen on low ports and send pings, because the ports
-/// are the container's own.
-pub(super) fn kernel_parameters() -> HashMap<String, String> {
-    [
-        ("net.ipv4.ip_unprivileged_port_start", "0"),
-        ("net.ipv4.ping_group_range", "0 2147483647"),
-    ]
-    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-    .into()
+/// A memory limit as the specification has it.
+pub(super) fn memory_limit(bytes: u64) -> Result<i64, Error> {
+    if bytes < MINIMUM_MEMORY_BYTES {
+        return Err(Error::MemoryTooSmall(bytes));
+    }
+    i64::try_from(bytes).map_err(|_| Error::MemoryTooLarge(bytes))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
-
     use super::*;
 
     #[test]
@@ -185,31 +135,34 @@ mod tests {
 
     #[test]
     fn limits_are_absent_unless_asked_for() {
-        let none = resources(&Options::default()).unwrap();
+        let none = resources(&Changes::default()).unwrap();
         assert!(none.memory().is_none() && none.cpu().is_none() && none.pids().is_none());
 
-        let options = Options {
+        let limits = Changes {
             memory_bytes: Some(64 << 20),
+            memory_swap: None,
             cpus: Some("0.5".parse().unwrap()),
-            pids_limit: NonZeroU32::new(10),
-            ..Options::default()
+            cpu_shares: Some(512),
+            cpuset_cpus: Some("0".into()),
+            pids_limit: Some(10),
         };
-        let some = resources(&options).unwrap();
+        let some = resources(&limits).unwrap();
         let memory = some.memory().unwrap();
         assert_eq!((memory.limit(), memory.swap()), (Some(64 << 20), Some(128 << 20)));
         let cpu = some.cpu().clone().unwrap();
         assert_eq!((cpu.quota(), cpu.period()), (Some(50_000), Some(100_000)));
+        assert_eq!((cpu.shares(), cpu.cpus().as_deref()), (Some(512), Some("0")));
         assert_eq!(some.pids().unwrap().limit(), 10);
     }
 
     #[test]
     fn impossible_memory_is_refused() {
         for bytes in [0, MINIMUM_MEMORY_BYTES - 1, u64::MAX, 1 << 62] {
-            let options = Options {
+            let limits = Changes {
                 memory_bytes: Some(bytes),
-                ..Options::default()
+                ..Changes::default()
             };
-            assert!(resources(&options).is_err(), "{bytes}");
+            assert!(resources(&limits).is_err(), "{bytes}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::limits;
-use crate::tar::Timestamp;
+use rvm_tar::Timestamp;
 
 pub(crate) const BLOCK: usize = 4096;
 pub(super) const BLOCK_BYTES: u64 = 4096;

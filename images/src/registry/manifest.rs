@@ -196,7 +196,7 @@ fn fetch(
 }
 
 /// What a document is. One that could be read as two things is refused: others might read it the other way.
-fn kind(url: &str, declared: &str, bytes: &[u8]) -> Result<(Kind, String), Error> {
+pub(crate) fn kind(url: &str, declared: &str, bytes: &[u8]) -> Result<(Kind, String), Error> {
     let outline: Outline = document::parse(bytes).map_err(|source| Error::Document {
         url: url.to_owned(),
         source,

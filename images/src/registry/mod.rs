@@ -3,7 +3,8 @@
 //! | part | what it owns |
 //! | --- | --- |
 //! | [`client`] | one request and its answer: authorisation, retries, redirects |
-//! | [`transport`] | HTTP and TLS: certificates, proxies, time limits |
+//! | [`transport`] | HTTP and TLS: proxies, time limits |
+//! | [`certificates`] | whom a registry is to be known by, and what this side shows it |
 //! | [`endpoint`] | where a reference's registry is, and whether it may be asked without TLS |
 //! | [`redirect`] | which other place a request may be sent to |
 //! | [`auth`] | challenges and tokens |
@@ -22,6 +23,7 @@
 
 mod auth;
 mod blob;
+mod certificates;
 mod client;
 mod config;
 mod credentials;
@@ -40,6 +42,8 @@ pub use config::Registries;
 pub(crate) use endpoint::Endpoint;
 pub(crate) use error::Error;
 pub use login::{Kept, LoginError, RegistryName, RegistryNameError, log_in, log_out};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use manifest::kind;
 pub(crate) use manifest::{Resolved, config, resolve};
 pub(crate) use upload::{LocalBlob, Target};
 

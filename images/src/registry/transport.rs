@@ -1,26 +1,21 @@
 //! HTTP and TLS: one agent for each host, with the certificates, the proxy and the time limits that apply to it.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ureq::http::header::{CONTENT_LENGTH, EXPECT};
 use ureq::http::{Method, Request, Response, Uri};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, AsSendBody, Body, Proxy, SendBody};
 
+use super::certificates;
 use super::config::{Registries, is_loopback};
 use super::error::{Error, shown};
 use super::redirect::authority;
-use crate::layout::read_capped;
-use crate::limits;
-
-/// Directories with one directory for each `HOST[:PORT]`, in which `*.crt` are authorities to trust for it.
-const CERTIFICATE_DIRECTORIES: [&str; 2] = ["/etc/docker/certs.d", "/etc/rvm/certs.d"];
 
 /// How long is waited for what.
 #[derive(Debug, Clone, Copy)]
@@ -207,17 +202,24 @@ impl Transport {
 
     fn new_agent(&self, url: &Uri, registries: &Registries) -> Result<Agent, Error> {
         let insecure = registries.is_insecure(authority(url));
+        let has_tls = url.scheme_str() == Some("https");
         // Read only where they are needed, which takes some milliseconds.
-        let certificates = if url.scheme_str() == Some("https") && !insecure {
+        let certificates = if has_tls && !insecure {
             self.certificates(authority(url))?
         } else {
             Vec::new()
+        };
+        let client = if has_tls {
+            certificates::client(authority(url))?
+        } else {
+            None
         };
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .root_certs(RootCerts::Specific(Arc::new(certificates)))
             .disable_verification(insecure)
+            .client_cert(client)
             .build();
         let config = Agent::config_builder()
             .http_status_as_error(false)
@@ -245,44 +247,11 @@ impl Transport {
                 .collect()
         });
         let mut certificates = system.clone();
-        for directory in CERTIFICATE_DIRECTORIES {
-            certificates.extend(certificates_in(&Path::new(directory).join(authority))?);
+        for directory in certificates::directories(authority) {
+            certificates.extend(certificates::authorities_in(&directory)?);
         }
         Ok(certificates)
     }
-}
-
-fn certificates_in(directory: &Path) -> Result<Vec<Certificate<'static>>, Error> {
-    let failed = |path: &Path, reason: String| Error::Certificates {
-        path: path.display().to_string(),
-        reason,
-    };
-    let mut certificates = Vec::new();
-    let Ok(entries) = fs::read_dir(directory) else {
-        return Ok(certificates);
-    };
-    for entry in entries {
-        let path = entry
-            .map_err(|error| failed(directory, error.to_string()))?
-            .path();
-        if path.extension().is_none_or(|extension| extension != "crt") {
-            continue;
-        }
-        let pem = read_capped(&path, limits::CERTIFICATE_BYTES)
-            .map_err(|error| failed(&path, error.to_string()))?;
-        let before = certificates.len();
-        for item in ureq::tls::parse_pem(&pem) {
-            if let PemItem::Certificate(certificate) =
-                item.map_err(|error| failed(&path, error.to_string()))?
-            {
-                certificates.push(certificate);
-            }
-        }
-        if certificates.len() == before {
-            return Err(failed(&path, "it has no certificate in PEM form".to_owned()));
-        }
-    }
-    Ok(certificates)
 }
 
 /// The environment's proxy for an address, as other programs understand these variables. This machine is asked directly.
@@ -358,24 +327,5 @@ mod tests {
             .err()
             .unwrap();
         assert!(!error.to_string().contains("secret"), "{error}");
-    }
-
-    #[test]
-    fn certificates_are_found_by_host() {
-        let directory = tempfile::tempdir().unwrap();
-        let host = directory.path().join("r.example:5000");
-        fs::create_dir(&host).unwrap();
-        assert!(certificates_in(&host).unwrap().is_empty());
-        fs::write(host.join("ca.crt"), "nothing").unwrap();
-        let error = certificates_in(&host).err().unwrap();
-        assert!(error.to_string().contains("ca.crt"), "{error}");
-        fs::remove_file(host.join("ca.crt")).unwrap();
-        fs::write(host.join("client.key"), "nothing").unwrap();
-        assert!(certificates_in(&host).unwrap().is_empty());
-        assert!(
-            certificates_in(&directory.path().join("absent"))
-                .unwrap()
-                .is_empty()
-        );
     }
 }

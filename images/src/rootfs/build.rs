@@ -7,7 +7,7 @@ use super::path::{PathError, components, display};
 use super::tree::{Tree, TreeError};
 use crate::erofs::{FileType, Metadata, Nid, ReadError, WriteError, Writer, Xattrs, check_xattr_name};
 use crate::limits;
-use crate::tar::{self, Entry, Input, Kind};
+use rvm_tar::{self as tar, Entry, Input, Kind};
 
 /// Prefix of names that remove a name of the lower layers (image-spec, layer.md).
 const WHITEOUT: &[u8] = b".wh.";
@@ -80,7 +80,7 @@ pub(crate) fn read_layer<R: Input>(stream: &mut tar::Reader<R>, file: File) -> R
         buffer: vec![0; CHUNK_BYTES],
         bytes: 0,
     };
-    while let Some(entry) = stream.next()? {
+    while let Some(entry) = stream.next_entry()? {
         layer.entry(stream, &entry)?;
     }
     Ok(Unfinished {

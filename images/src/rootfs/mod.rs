@@ -16,6 +16,12 @@
 
 mod build;
 mod finish;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(
+    clippy::unwrap_used,
+    reason = "a harness whose files cannot be made has to stop"
+)]
+pub(crate) mod fuzz;
 mod lower;
 mod path;
 mod tree;
@@ -24,7 +30,7 @@ pub(crate) use build::{Error, Unfinished, read_layer};
 pub(crate) use lower::Lower;
 
 use crate::erofs::{Metadata, Xattrs};
-use crate::tar::Timestamp;
+use rvm_tar::Timestamp;
 
 /// The attribute by which overlayfs knows a directory that hides what lies below.
 const OPAQUE_ATTRIBUTE: &[u8] = b"trusted.overlay.opaque";

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::lower::Found;
 use super::*;
 use crate::erofs::{FileType, Reader};
-use crate::tar;
+use rvm_tar as tar;
 
 mod damage;
 

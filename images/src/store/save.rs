@@ -59,7 +59,8 @@ struct Saved<'a> {
 }
 
 impl Store {
-    /// Writes images to an archive: with the name by which each was asked for, or without one if that was its ID.
+    /// Writes images to an archive: with the name by which each was asked for, or without one if that was its ID. A
+    /// repository without a tag is all of its tags that are here, as for Docker.
     ///
     /// Everything is verified while it is written, so an archive that was not written to its end is not to be used.
     ///
@@ -68,11 +69,7 @@ impl Store {
     pub fn save(&self, references: &[String], kind: ArchiveKind, output: impl Write) -> Result<(), Error> {
         let entries = self.entries()?;
         let mut images: Vec<Saved<'_>> = Vec::new();
-        for reference in references {
-            let entry = find(&entries, reference)?;
-            // An archive has tags: what was pulled by digest has no name there.
-            let name = entry.reference.as_ref().and_then(Reference::without_digest);
-            let name = name.filter(|_| is_found_by_name(entry, reference));
+        for (entry, name) in named(&entries, references)? {
             let manifest = entry.descriptor.digest;
             match images
                 .iter_mut()
@@ -109,6 +106,29 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// The images that are asked for, and what each is called in the archive.
+fn named<'a>(
+    entries: &'a [Entry],
+    references: &[String],
+) -> Result<Vec<(&'a Entry, Option<Reference>)>, Error> {
+    // An archive has tags: what was pulled by digest has no name there.
+    let name = |entry: &Entry| entry.reference.as_ref().and_then(Reference::without_digest);
+    let mut named = Vec::new();
+    for text in references {
+        let tags = named.len();
+        if let Some(repository) = Reference::repository(text) {
+            let of_it = |name: &Reference| name.same_repository(&repository);
+            let all = entries.iter().map(|entry| (entry, name(entry).filter(of_it)));
+            named.extend(all.filter(|(_, name)| name.is_some()));
+        }
+        if named.len() == tags {
+            let entry = find(entries, text)?;
+            named.push((entry, name(entry).filter(|_| is_found_by_name(entry, text))));
+        }
+    }
+    Ok(named)
 }
 
 struct Archive<'a, W: Write> {

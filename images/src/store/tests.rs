@@ -440,6 +440,15 @@ fn bad_archives_leave_nothing_behind() {
         "it is absolute",
     );
     check(&docker_archive(&layers, &["A"], "1"), "bad name for the image");
+    // Links that lead to each other.
+    let mut circle = ::tar::Builder::new(Vec::new());
+    for (name, target) in [("manifest.json", "other"), ("other", "manifest.json")] {
+        let mut header = ::tar::Header::new_gnu();
+        header.set_entry_type(::tar::EntryType::Symlink);
+        header.set_size(0);
+        circle.append_link(&mut header, name, target).unwrap();
+    }
+    check(&circle.into_inner().unwrap(), "does not contain it");
     let mut too_large = tar(&[("manifest.json", b"")]);
     too_large.truncate(512);
     let mut header = ::tar::Header::from_byte_slice(&too_large).clone();

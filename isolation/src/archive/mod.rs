@@ -5,16 +5,19 @@
 //!
 //! Where the writable layer is a disk that a guest has written, this has to run in a guest.
 
+mod diff;
 mod tree;
 mod writer;
 
 use std::io::{self, PipeReader, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use crate::environment::Rootfs;
+use crate::reopen::Reopener;
+use crate::root::Root;
 use crate::{rootfs, sys};
-use tree::Tree;
+pub(crate) use tree::{Top, Tree};
 
 /// What is wanted of a container's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +26,9 @@ pub enum Extent {
     All,
     /// The upper directory as a layer (image-spec, layer.md): whiteouts and opaque directories by their names.
     Changes,
+    /// No archive but a list of what the upper directory changes: `A`, `C` or `D` for added, changed and deleted, then an
+    /// absolute path, then NUL; each directory sorted and before what is in it.
+    Diff,
 }
 
 /// Why the files cannot be read.
@@ -32,6 +38,8 @@ pub(crate) enum Error {
     Namespace(#[source] io::Error),
     #[error(transparent)]
     Rootfs(#[from] rootfs::Error),
+    #[error("cannot open this process's descriptors")]
+    Descriptors(#[source] io::Error),
     #[error("cannot enter the container's files")]
     Enter(#[source] io::Error),
     #[error("cannot read {}", path.display())]
@@ -40,6 +48,8 @@ pub(crate) enum Error {
     Write(#[source] io::Error),
     #[error("{} has a name that means a removed file in a layer", .0.display())]
     WhiteoutName(PathBuf),
+    #[error("{} was replaced while it was read", .0.display())]
+    Replaced(PathBuf),
     #[error("{} has grown shorter while it was read", .0.display())]
     Shrunk(PathBuf),
 }
@@ -58,14 +68,23 @@ pub struct Archive {
 pub fn archive(rootfs: Rootfs, extent: Extent) -> io::Result<Archive> {
     let (pipe, output) = io::pipe()?;
     let make = move || {
+        let reopener = Reopener::new().map_err(Error::Descriptors)?;
         sys::leave_mounts().map_err(Error::Namespace)?;
         match extent {
             Extent::All => rootfs::mount_read_only(&rootfs)?,
-            Extent::Changes => std::env::set_current_dir(&rootfs.upper).map_err(Error::Enter)?,
+            Extent::Changes => {
+                rootfs::prepare_upper(&rootfs)?;
+                std::env::set_current_dir(&rootfs.upper).map_err(Error::Enter)?;
+            }
+            Extent::Diff => {
+                let upper = Root::at(&rootfs.upper).map_err(Error::Enter)?;
+                rootfs::mount_layers_alone(&rootfs)?;
+                let lower = Root::at(Path::new(".")).map_err(Error::Enter)?;
+                return diff::write(&upper, &lower, output);
+            }
         }
-        rustix::process::chroot(".").map_err(|error| Error::Enter(error.into()))?;
-        rustix::process::chdir("/").map_err(|error| Error::Enter(error.into()))?;
-        Tree::new(extent, output).write()
+        sys::enter_directory().map_err(Error::Enter)?;
+        Tree::new(Top::root(), extent, &reopener, output).write()
     };
     let maker = thread::Builder::new().name("archive".to_owned()).spawn(make)?;
     Ok(Archive {

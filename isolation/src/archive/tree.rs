@@ -5,15 +5,17 @@ use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 use tar::EntryType;
 
 use super::writer::{Meta, Writer};
 use super::{Error, Extent};
+use crate::files;
+use crate::reopen::Reopener;
 
 /// Bytes read and written at once.
 const BUFFER_BYTES: usize = 256 << 10;
@@ -27,24 +29,68 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// Overlayfs's own attributes, which mean something in its upper directory only.
 const OVERLAY: &[u8] = b"trusted.overlay.";
-const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
+pub(super) const OVERLAY_OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// Extents of a file beyond which it is written with its holes filled: a reader holds the list in memory.
 const MAX_EXTENTS: usize = 1 << 16;
 
-/// The file system from `/` downwards, on its way into an archive.
-pub(super) struct Tree<W: Write> {
+/// What a tree is called in an archive, and how far it reaches.
+#[derive(Debug, Clone)]
+pub(crate) struct Top {
+    /// Where it is: an absolute path.
+    pub(crate) path: PathBuf,
+    /// What stands in the place of that path in names; `.` for no more than `./`, and nothing for not even that, except for
+    /// the top itself.
+    pub(crate) name: Vec<u8>,
+    /// Whether a directory on which something is mounted is empty.
+    pub(crate) one_mount: bool,
+}
+
+impl Top {
+    /// Everything that the root directory holds.
+    pub(super) fn root() -> Self {
+        Self {
+            path: "/".into(),
+            name: Vec::new(),
+            one_mount: false,
+        }
+    }
+
+    /// A path as an archive has it: relative, and with a slash behind a directory.
+    fn name(&self, path: &Path, is_directory: bool) -> Vec<u8> {
+        let below = path.strip_prefix(&self.path).unwrap_or(path);
+        let below = below.as_os_str().as_bytes();
+        let name = match (self.name.as_slice(), below) {
+            (b"", b"") => b".".to_vec(),
+            (b"", below) => below.to_vec(),
+            (name, b"") => name.to_vec(),
+            (name, below) => [name, b"/", below].concat(),
+        };
+        if is_directory {
+            [name.as_slice(), b"/"].concat()
+        } else {
+            name
+        }
+    }
+}
+
+/// Files on their way into an archive.
+pub(crate) struct Tree<'a, W: Write> {
+    top: Top,
     extent: Extent,
+    reopener: &'a Reopener,
     output: Writer<BufWriter<W>>,
     /// Where a file with several names was written, by device and inode.
     seen: HashMap<(u64, u64), PathBuf>,
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Tree<W> {
-    pub(super) fn new(extent: Extent, output: W) -> Self {
+impl<'a, W: Write> Tree<'a, W> {
+    pub(crate) fn new(top: Top, extent: Extent, reopener: &'a Reopener, output: W) -> Self {
         Self {
+            top,
             extent,
+            reopener,
             output: Writer::new(BufWriter::with_capacity(BUFFER_BYTES, output)),
             seen: HashMap::new(),
             buffer: vec![0; BUFFER_BYTES],
@@ -52,21 +98,41 @@ impl<W: Write> Tree<W> {
     }
 
     /// Writes everything. Directories come before what is in them.
-    pub(super) fn write(mut self) -> Result<(), Error> {
-        let top = PathBuf::from("/");
-        self.entry(&top)?;
-        let mut levels = vec![children(&top)?.into_iter()];
+    pub(crate) fn write(mut self) -> Result<(), Error> {
+        let top = self.top.path.clone();
+        let mut levels = Vec::new();
+        if self.entry(&top)? {
+            levels.push(children(&top)?.into_iter());
+        }
         while let Some(level) = levels.last_mut() {
             match level.next() {
                 None => drop(levels.pop()),
                 Some(path) => {
-                    if self.entry(&path)? {
+                    if self.entry(&path)? && !self.is_mount(&path)? {
                         levels.push(children(&path)?.into_iter());
                     }
                 }
             }
         }
         self.output.finish().map_err(Error::Write)
+    }
+
+    /// Whether something is mounted there that is left out.
+    fn is_mount(&self, path: &Path) -> Result<bool, Error> {
+        let mount = |path: &Path| match rustix::fs::statx(
+            rustix::fs::CWD,
+            path,
+            AtFlags::SYMLINK_NOFOLLOW,
+            StatxFlags::MNT_ID,
+        ) {
+            Ok(status) => Ok(Some(status.stx_mnt_id)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(Error::Read {
+                path: path.to_owned(),
+                source: error.into(),
+            }),
+        };
+        Ok(self.top.one_mount && mount(path)? != mount(&self.top.path)?)
     }
 
     /// Writes one file; the answer is whether it is a directory. What is gone meanwhile is left out.
@@ -93,11 +159,15 @@ impl<W: Write> Tree<W> {
             }
         }
         let attributes = attributes(path).map_err(failed)?;
+        // It is there for one of the container's own to be mounted on.
+        if metadata.len() == 0 && attributes.iter().any(|(name, _)| name == files::MOUNT_POINT) {
+            return Ok(false);
+        }
         let is_opaque = attributes
             .iter()
             .any(|(name, value)| name == OVERLAY_OPAQUE && value == b"y");
         let meta = meta(&metadata, attributes);
-        let name = name(path, kind.is_dir());
+        let name = self.top.name(path, kind.is_dir());
         let written = if kind.is_dir() {
             self.output.entry(EntryType::Directory, (&name, b""), &meta, 0)
         } else if kind.is_symlink() {
@@ -105,7 +175,7 @@ impl<W: Write> Tree<W> {
             let link = target.as_os_str().as_bytes();
             self.output.entry(EntryType::Symlink, (&name, link), &meta, 0)
         } else if let Some(first) = self.first_name(path, &metadata) {
-            let link = self::name(&first, false);
+            let link = self.top.name(&first, false);
             self.output.entry(EntryType::Link, (&name, &link), &meta, 0)
         } else if kind.is_file() {
             return self.file(path, &name, &meta).map(|()| false);
@@ -150,7 +220,7 @@ impl<W: Write> Tree<W> {
 
     /// Writes an empty file whose name says everything.
     fn mark(&mut self, path: &Path) -> Result<(), Error> {
-        let name = name(path, false);
+        let name = self.top.name(path, false);
         let meta = Meta::default();
         self.output
             .entry(EntryType::Regular, (&name, b""), &meta, 0)
@@ -162,15 +232,15 @@ impl<W: Write> Tree<W> {
             path: path.to_owned(),
             source,
         };
-        // A running workload may have put something else there.
-        let mut options = File::options();
-        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
-        let flags = i32::try_from(flags.bits()).unwrap_or(0);
-        let file = options
-            .read(true)
-            .custom_flags(flags)
-            .open(path)
-            .map_err(failed)?;
+        // A running workload may have put something else there, which must not even be opened.
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = rustix::fs::open(path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let status = rustix::fs::fstat(&found).map_err(|error| failed(error.into()))?;
+        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
+            return Err(Error::Replaced(path.to_owned()));
+        }
+        let file = self.reopener.open(&found, OFlags::RDONLY | OFlags::NONBLOCK);
+        let file = File::from(file.map_err(failed)?);
         let size = file.metadata().map_err(failed)?.len();
         let extents = extents(&file, size).map_err(failed)?;
         let header = match &extents {
@@ -254,17 +324,6 @@ fn meta(metadata: &Metadata, mut xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Meta {
     }
 }
 
-/// A path as an archive has it: relative to the root, and with a slash behind a directory.
-fn name(path: &Path, is_directory: bool) -> Vec<u8> {
-    let bytes = path.as_os_str().as_bytes();
-    let bytes = bytes.strip_prefix(b"/").unwrap_or(bytes);
-    match (bytes, is_directory) {
-        (b"", _) => b"./".to_vec(),
-        (bytes, true) => [bytes, b"/"].concat(),
-        (bytes, false) => bytes.to_vec(),
-    }
-}
-
 /// Every extended attribute of a file itself.
 fn attributes(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let mut names = vec![0; XATTR_BYTES];
@@ -321,4 +380,40 @@ fn extents(file: &File, size: u64) -> io::Result<Option<Vec<(u64, u64)>>> {
     }
     extents.push((size, 0));
     Ok(Some(extents))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_top() {
+        let cases: [(&str, &str, &str, bool, &str); 8] = [
+            ("/", "", "/", true, "./"),
+            ("/", "", "/a/b", false, "a/b"),
+            ("/", "", "/a", true, "a/"),
+            ("/a/b", "x", "/a/b", true, "x/"),
+            ("/a/b", "x", "/a/b/c/d", false, "x/c/d"),
+            ("/a/b", "x", "/a/b", false, "x"),
+            ("/a", ".", "/a", true, "./"),
+            ("/a", ".", "/a/b", true, "./b/"),
+        ];
+        for (top, name, path, is_directory, expected) in cases {
+            let top = Top {
+                path: top.into(),
+                name: name.into(),
+                one_mount: false,
+            };
+            let found = top.name(Path::new(path), is_directory);
+            assert_eq!(String::from_utf8(found).unwrap(), expected, "{top:?} {path}");
+        }
+    }
+
+    #[test]
+    fn what_has_become_a_device_is_not_opened() {
+        let reopener = Reopener::new().unwrap();
+        let mut tree = Tree::new(Top::root(), Extent::All, &reopener, io::sink());
+        let outcome = tree.file(Path::new("/dev/null"), b"x", &Meta::default());
+        assert!(matches!(outcome, Err(Error::Replaced(_))), "{outcome:?}");
+    }
 }

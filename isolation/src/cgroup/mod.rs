@@ -2,7 +2,10 @@
 //! it. The kernel's interface is described in `Documentation/admin-guide/cgroup-v2.rst`.
 
 mod devices;
+mod freezer;
 mod limits;
+mod processes;
+mod usage;
 
 use std::fs;
 use std::io::{self, Read, Seek, Write};
@@ -10,10 +13,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::LinuxResources;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 pub(crate) use devices::Rule as DeviceRule;
+pub use freezer::{freeze, thaw};
 pub(crate) use limits::Limits;
+pub use processes::{Process, Processes, processes};
+pub use usage::{Traffic, Usage, usage, workload_usage};
 
 /// How long a killed cgroup may take to become empty. Killing is immediate; what takes time is the end of processes that
 /// own much memory or wait for a device.
@@ -63,6 +70,14 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
+    /// The limits are none that a cgroup can have.
+    #[error("cannot limit cgroup {} like this", path.display())]
+    Limits {
+        /// The cgroup's directory.
+        path: PathBuf,
+        /// Which of them.
+        source: Box<crate::plan::Error>,
+    },
     /// Could not restrict the devices that the cgroup may open. Needs `CONFIG_CGROUP_BPF`.
     #[error("cannot restrict the devices of cgroup {}", path.display())]
     Devices {
@@ -74,6 +89,15 @@ pub enum Error {
     /// The processes of the cgroup did not end although they were killed.
     #[error("cgroup {} is still populated {} s after it was killed", path.display(), EMPTY_WITHIN.as_secs())]
     StillPopulated {
+        /// The cgroup's directory.
+        path: PathBuf,
+    },
+    /// The processes of the cgroup did not stop.
+    #[error(
+        "the processes of cgroup {} do not stop within {} s: one of them waits for a device",
+        path.display(), freezer::FROZEN_WITHIN.as_secs()
+    )]
+    NotFrozen {
         /// The cgroup's directory.
         path: PathBuf,
     },
@@ -204,6 +228,19 @@ impl Cgroup {
     }
 }
 
+/// Sets limits of the cgroup at `path`, which take effect at once, in the order of the specification. Those that are not
+/// there, and device rules, are left as they are.
+///
+/// # Errors
+/// [`Error::Limits`], with nothing changed; [`Error::NoController`], [`Error::Write`], where some may have been set.
+pub fn limit(path: &Path, resources: &LinuxResources) -> Result<(), Error> {
+    let limits = Limits::new(resources).map_err(|source| Error::Limits {
+        path: path.into(),
+        source: Box::new(source),
+    })?;
+    Cgroup::open(path)?.set(&limits)
+}
+
 /// The number after `key` in a flat keyed file.
 fn value_of(text: &str, key: &str) -> Option<u64> {
     text.lines()
@@ -257,6 +294,14 @@ fn write(path: &Path, value: &str) -> io::Result<()> {
 }
 
 fn wait_until_empty(path: &Path, deadline: Instant) -> Result<(), Error> {
+    match wait_for(path, ("populated", 0), deadline)? {
+        true => Ok(()),
+        false => Err(Error::StillPopulated { path: path.into() }),
+    }
+}
+
+/// Waits until a key of `cgroup.events` has a value; whether it has before `deadline`.
+fn wait_for(path: &Path, (key, value): (&str, u64), deadline: Instant) -> Result<bool, Error> {
     let failed = |source| Error::Read {
         path: path.into(),
         file: "cgroup.events".into(),
@@ -268,12 +313,12 @@ fn wait_until_empty(path: &Path, deadline: Instant) -> Result<(), Error> {
         file.rewind()
             .and_then(|()| file.read_to_string(&mut text))
             .map_err(failed)?;
-        if value_of(&text, "populated") == Some(0) {
-            return Ok(());
+        if value_of(&text, key) == Some(value) {
+            return Ok(true);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Error::StillPopulated { path: path.into() });
+            return Ok(false);
         }
         // The kernel marks the file with POLLPRI when a value has changed since it was read.
         let timeout = Timespec::try_from(left).map_err(|error| failed(io::Error::other(error)))?;
@@ -284,27 +329,34 @@ fn wait_until_empty(path: &Path, deadline: Instant) -> Result<(), Error> {
     }
 }
 
-/// Removes `path` and every cgroup below it, deepest first. Iterative, because the workload chooses the depth.
+/// Removes `path` and every cgroup below it, deepest first.
 fn remove_tree(path: &Path) -> Result<(), Error> {
     let failed = |path: &Path, source| Error::Remove {
         path: path.into(),
         source,
     };
+    descendants(path)
+        .map_err(|(path, source)| failed(&path, source))?
+        .iter()
+        .rev()
+        .try_for_each(|directory| fs::remove_dir(directory).map_err(|source| failed(directory, source)))
+}
+
+/// The cgroup at `path` and every one below it, each after its parent. Iterative, because the workload chooses the depth.
+fn descendants(path: &Path) -> Result<Vec<PathBuf>, (PathBuf, io::Error)> {
     let mut directories = vec![path.to_path_buf()];
     let mut next = 0;
     while let Some(directory) = directories.get(next).cloned() {
-        for entry in fs::read_dir(&directory).map_err(|source| failed(&directory, source))? {
-            let entry = entry.map_err(|source| failed(&directory, source))?;
+        let failed = |source| (directory.clone(), source);
+        for entry in fs::read_dir(&directory).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 directories.push(entry.path());
             }
         }
         next += 1;
     }
-    directories
-        .iter()
-        .rev()
-        .try_for_each(|directory| fs::remove_dir(directory).map_err(|source| failed(directory, source)))
+    Ok(directories)
 }
 
 #[cfg(test)]

@@ -92,6 +92,8 @@ impl Fixture {
             staging,
         };
         Environment {
+            interfaces: Vec::new(),
+            files: Vec::new(),
             cgroup: self.cgroup.clone(),
             rootfs,
         }
@@ -215,7 +217,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-fn pipe() -> (OwnedFd, OwnedFd) {
+pub(crate) fn pipe() -> (OwnedFd, OwnedFd) {
     pipe_with(PipeFlags::CLOEXEC).unwrap()
 }
 

@@ -8,9 +8,11 @@
 #![expect(clippy::unwrap_used, reason = "a test; clippy knows only libtest's by itself")]
 
 mod endings;
+mod entering;
 mod fixture;
 mod probe;
 mod tests;
+mod whole;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

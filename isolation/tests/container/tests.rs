@@ -14,7 +14,14 @@ use crate::endings::{
     failures_of_create_leave_nothing, nested_cgroups_are_removed, nothing_is_left_after_a_dropped_container,
     nothing_is_left_after_destroy, nothing_is_left_after_the_parent_was_killed,
 };
+use crate::entering::{
+    a_further_process_ends_with_the_container, a_further_process_is_in_the_container,
+    a_terminal_is_of_the_container_s_devpts,
+};
 use crate::fixture::{Fixture, Outcome, chain, executable, spec, wait_until};
+use crate::whole::{
+    a_frozen_container_stands_still_and_is_killed, a_workload_is_listed_measured_and_limited,
+};
 
 /// A test's name and body.
 type Test = (&'static str, fn());
@@ -56,6 +63,11 @@ pub(crate) const ALL: &[Test] = tests![
     nothing_is_left_after_the_parent_was_killed,
     failures_of_create_leave_nothing,
     nested_cgroups_are_removed,
+    a_further_process_is_in_the_container,
+    a_further_process_ends_with_the_container,
+    a_frozen_container_stands_still_and_is_killed,
+    a_workload_is_listed_measured_and_limited,
+    a_terminal_is_of_the_container_s_devpts,
 ];
 
 fn exit_codes() {

@@ -5,13 +5,15 @@
 use std::env;
 use std::hint::black_box;
 use std::io::{self, Write as _};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use rvm_tests::tree;
 
@@ -26,10 +28,13 @@ fn main() -> Result<ExitCode> {
         ["hog", mebibytes] => hog(mebibytes.parse()?)?,
         ["spin", milliseconds] => spin(Duration::from_millis(milliseconds.parse()?)),
         ["fill", directory] => fill(Path::new(directory))?,
+        ["lock", kind, file, how] => lock(kind, Path::new(file), how)?,
+        ["journal", file] => journal(Path::new(file))?,
         ["sink"] => println!("{}", tree::sha256(io::stdin().lock())?),
         ["copy"] => {
             io::copy(&mut io::stdin().lock(), &mut io::stdout().lock())?;
         }
+        ["echo-datagrams", port] => echo_datagrams(port.parse()?)?,
         _ => bail!("probe: unknown arguments {words:?}"),
     }
     Ok(ExitCode::SUCCESS)
@@ -43,6 +48,17 @@ fn print_tree(top: &Path, excluded: &[&str]) -> Result<()> {
         out.write_all(b"\n")?;
     }
     Ok(out.flush()?)
+}
+
+/// Sends each datagram back to where it came from.
+fn echo_datagrams(port: u16) -> Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+    println!("ready");
+    let mut buffer = [0; 2048];
+    loop {
+        let (length, from) = socket.recv_from(&mut buffer)?;
+        socket.send_to(buffer.get(..length).unwrap_or_default(), from)?;
+    }
 }
 
 /// Takes memory a mebibyte at a time and touches it, so that a limit is met in small steps.
@@ -105,6 +121,47 @@ fn fill(directory: &Path) -> Result<()> {
         }
     };
     println!("{} after {} MiB", error.kind(), reserved >> 20);
+    Ok(())
+}
+
+/// Locks a file, with `flock` or `fcntl`: says whether it could, or waits, says so, and holds the lock until there is a file
+/// with `.done` at the end of its name.
+fn lock(kind: &str, path: &Path, how: &str) -> Result<()> {
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)?;
+    let operation = match how {
+        "try" => FlockOperation::NonBlockingLockExclusive,
+        _ => FlockOperation::LockExclusive,
+    };
+    let locked = match kind {
+        "flock" => rustix::fs::flock(&file, operation),
+        _ => rustix::fs::fcntl_lock(&file, operation),
+    };
+    match locked {
+        Ok(()) => println!("locked"),
+        Err(Errno::WOULDBLOCK | Errno::ACCESS) => println!("busy"),
+        Err(error) => return Err(error.into()),
+    }
+    io::stdout().flush()?;
+    let done = path.with_extension("done");
+    while how == "hold" && !done.exists() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Appends numbers to a file, and says each once it is on the disk.
+fn journal(path: &Path) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    for number in 0_u64.. {
+        file.write_all(format!("{number:08}\n").as_bytes())?;
+        file.sync_data()?;
+        println!("{number}");
+        io::stdout().flush()?;
+    }
     Ok(())
 }
 

@@ -26,7 +26,7 @@ fn window(rvm: &Rvm) -> u64 {
 }
 
 /// A moment below `limit`, another one in each round of each run of the tests; the failure message names it.
-fn moment(limit: u64) -> u64 {
+pub(crate) fn moment(limit: u64) -> u64 {
     RandomState::new().build_hasher().finish() % limit
 }
 
@@ -82,12 +82,14 @@ fn round(rvm: &Rvm, kind: &str) -> Result<()> {
     before.nothing_new()
 }
 
+/// How many rounds of each kind there are to be.
+pub(crate) fn rounds_wanted() -> u64 {
+    let wanted = env::var("RVM_TEST_ROUNDS");
+    wanted.ok().and_then(|count| count.parse().ok()).unwrap_or(ROUNDS)
+}
+
 fn rounds(rvm: &Rvm, kind: &str) -> Result<()> {
-    let rounds = env::var("RVM_TEST_ROUNDS")
-        .ok()
-        .and_then(|count| count.parse().ok())
-        .unwrap_or(ROUNDS);
-    for number in 0..rounds {
+    for number in 0..rounds_wanted() {
         if let Err(error) = round(rvm, kind) {
             anyhow::bail!("round {number} of killing the {kind}: {error:#}");
         }
@@ -97,10 +99,12 @@ fn rounds(rvm: &Rvm, kind: &str) -> Result<()> {
 
 both_modes! {
     fn killed_command(rvm) {
+        let rvm = &rvm.connected();
         rounds(rvm, "command")?;
     }
 
     fn killed_supervisor(rvm) {
+        let rvm = &rvm.connected();
         rounds(rvm, "supervisor")?;
     }
 }

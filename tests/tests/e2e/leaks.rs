@@ -10,6 +10,7 @@ const RUNS: usize = 50;
 
 both_modes! {
     fn fifty_runs_leave_nothing(rvm) {
+        let rvm = &rvm.connected();
         let runs = env::var("RVM_TEST_RUNS").ok().and_then(|count| count.parse().ok()).unwrap_or(RUNS);
         let before = rvm.snapshot()?;
         for run in 0..runs {

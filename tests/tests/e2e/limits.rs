@@ -21,10 +21,11 @@ fn spin(rvm: &Rvm, flags: &[&str]) -> Result<f64> {
 both_modes! {
     /// Memory that is taken in small steps: the limit is met in the middle of one, and the workload is killed.
     fn a_hog_is_killed_and_told_so(rvm) {
-        let output = rvm.run(["-m", "64m", BUSYBOX, "/probe", "hog", "512"])?;
+        let output = rvm.run(["--name", "hog", "-m", "64m", BUSYBOX, "/probe", "hog", "512"])?;
         output.failed(137, &["out of memory"]);
         let text = output.text();
         assert!(text.contains("32 MiB") && !text.contains("64 MiB"), "{}", output.describe());
+        assert_eq!(rvm.actions("hog")?, ["create", "attach", "start", "oom", "die", "destroy"]);
     }
 
     fn within_the_limit_nothing_happens(rvm) {

@@ -45,6 +45,20 @@ both_modes! {
         rvm.run([BUSYBOX, "/etc"])?.failed(126, &["/etc"]);
     }
 
+    fn a_first_process_of_ours_reaps_and_hands_on_signals(rvm) {
+        // PID 1 is another, and what is left behind by the middle one of three does not stay as a zombie.
+        let script = "echo $$; sh -c 'sleep 0.1 & exit'; sleep 0.5; ps -o pid,stat,comm | grep -c ' Z' ; echo x >>/proc/1/exe; exit 3";
+        let output = rvm.run(["--init", BUSYBOX, "sh", "-c", script])?;
+        assert_eq!((output.code, output.text().as_str()), (3, "2\n0"), "{output:?}");
+        // A program without a handler ends by a signal, which PID 1 would not.
+        rvm.detach("signal", &["--init", BUSYBOX, "sleep", "1000"])?;
+        rvm.call(["stop", "-t", "60", "signal"])?.ok();
+        let code = rvm.call(["inspect", "--format", "{{.State.ExitCode}} {{.HostConfig.Init}}", "signal"])?.ok().text();
+        assert_eq!(code, "143 true");
+        rvm.call(["rm", "signal"])?.ok();
+        rvm.run(["--init", BUSYBOX, "no-such-command"])?.failed(127, &["no-such-command"]);
+    }
+
     fn the_workload_is_pid_1(rvm) {
         // The shell lists /proc before it starts anything else: nobody else's processes are there.
         let output = rvm.run([BUSYBOX, "sh", "-c", "echo $$ $(cat /proc/1/comm); echo /proc/[0-9]*"])?.ok();
@@ -77,6 +91,7 @@ both_modes! {
     }
 
     fn namespaces_are_its_own(rvm) {
+        let rvm = &rvm.connected();
         let own = ["cgroup", "ipc", "mnt", "net", "pid", "uts"];
         let inside = rvm.run([BUSYBOX, "sh", "-c", "cd /proc/self/ns; for n in cgroup ipc mnt net pid uts; do readlink $n; done"])?.ok();
         for (name, link) in own.iter().zip(inside.text().lines()) {
@@ -86,6 +101,8 @@ both_modes! {
             }
         }
         let interfaces = rvm.run([BUSYBOX, "ls", "/sys/class/net"])?.ok().text();
+        assert_eq!(interfaces, "eth0\nlo");
+        let interfaces = rvm.run(["--network", "none", BUSYBOX, "ls", "/sys/class/net"])?.ok().text();
         assert_eq!(interfaces, "lo");
         // A cgroup namespace shows the workload's own cgroup as the root.
         assert_eq!(rvm.run([BUSYBOX, "cat", "/proc/self/cgroup"])?.ok().text(), "0::/");

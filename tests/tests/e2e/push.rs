@@ -19,6 +19,7 @@ use rvm_tests::wait::wait_until;
 const OPEN: Protection = Protection {
     tls: false,
     password: false,
+    client_certificate: false,
 };
 
 /// What goes over the wire besides blobs.
@@ -164,6 +165,11 @@ fn a_killed_push_is_made_good_by_the_next() -> Result<()> {
         load_as(&rvm, name)?;
     }
     let push = stopped_push(&rvm, &first, &names[0], stop - SLACK)?;
+    // What has passed may not be in the registry's store yet.
+    let digests: Vec<_> = blobs()?.into_iter().map(|(digest, _)| digest).collect();
+    wait_until("the registry has one of the blobs", LIMIT, || {
+        Ok(digests.iter().any(|digest| registry.has("app", digest)))
+    })?;
     push.signal(Signal::KILL)?;
     assert_eq!(push.finish(LIMIT)?.code, 128 + 9);
     ensure!(
@@ -175,7 +181,6 @@ fn a_killed_push_is_made_good_by_the_next() -> Result<()> {
         .filter(|(digest, _)| !registry.has("app", digest))
         .map(|(_, bytes)| bytes)
         .sum();
-    ensure!(missing < all, "nothing was taken of {all} bytes");
     rvm.call(["push", &names[1]])?.ok();
     let sent = second.passed();
     ensure!(
@@ -228,6 +233,7 @@ fn a_private_registry_takes_from_who_is_logged_in() -> Result<()> {
     let registry = start(Protection {
         tls: true,
         password: true,
+        ..OPEN
     })?;
     let (host, docker) = (registry.authority(), configuration()?);
     let name = format!("{host}/app:1");
@@ -311,8 +317,8 @@ fn a_password_is_typed_unseen() -> Result<()> {
     let _alone = alone();
     let rvm = Rvm::empty(Isolation::Container, "typed")?;
     let registry = start(Protection {
-        tls: false,
         password: true,
+        ..OPEN
     })?;
     let (host, docker) = (registry.authority(), configuration()?);
     let seen = call_as(&rvm, &docker, &["login", "-u", USER, "-p", PASSWORD, &host], "")?.ok();

@@ -96,7 +96,7 @@ both_modes! {
         wait_until("it has started", LIMIT, || Ok(rvm.call(["ps", "-q"])?.text().lines().count() == 1))?;
         for _ in 0..10 {
             let_pass(Duration::from_millis(300));
-            for process in processes::all()?.values().filter(|process| process.name == "rvm") {
+            for process in processes::all()?.values().filter(|process| ["rvm", "rvm-supervisor"].contains(&process.name.as_str())) {
                 assert!(process.resident < RESIDENT_LIMIT, "{process:?}");
             }
         }

@@ -15,7 +15,7 @@ use landlock::{
     ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible as _, PathBeneath, PathFd, PathFdError,
     Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError, Scope,
 };
-use rustix::fs::{CWD, Mode};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
@@ -31,6 +31,9 @@ const MAX_DESCRIPTORS: u64 = 1 << 18;
 
 /// Where the directory is, in the root of namespaces of its own.
 const SHARE: &str = "share";
+
+/// What a file is called in the directory that is made for it.
+const FILE: &str = "file";
 
 /// What root keeps, all of it for files: to own and to change what its guest's root may, and to link to an open file. Not
 /// `CAP_MKNOD`: a device node is a way into the host's kernel for whoever can open it there. Not `CAP_SYS_ADMIN`, so that
@@ -63,7 +66,8 @@ const REQUESTS: &[Call] = &[
     any(libc::SYS_preadv),
     any(libc::SYS_pwrite64), // WRITE
     any(libc::SYS_pwritev),
-    any(libc::SYS_fcntl),     // the flags of an open file
+    any(libc::SYS_fcntl),     // the flags of an open file; locks
+    any(libc::SYS_flock),     // locks
     any(libc::SYS_ftruncate), // SETATTR
     any(libc::SYS_fchmod),
     any(libc::SYS_fchmodat),
@@ -118,6 +122,9 @@ pub enum Error {
     /// Seccomp.
     #[error(transparent)]
     Filter(#[from] seccomp::Error),
+    /// A file has no room but in a mount namespace.
+    #[error("only root can serve a single file")]
+    FileNeedsRoot,
     /// The process that served was killed.
     #[error("killed by signal {0}")]
     Killed(i32),
@@ -128,6 +135,15 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
         step,
         source: source.into(),
     }
+}
+
+/// What is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A file, in a directory that is made for it: what lies beside it on the host is not there.
+    File,
 }
 
 /// Where a process goes on.
@@ -154,18 +170,21 @@ pub struct Room {
 #[derive(Clone)]
 pub struct Filters(Arc<[Filter; 2]>);
 
-/// Goes to where there is nothing but the directory; root by way of a process of its own. Must run before there is a second
-/// thread.
+/// Goes to where there is nothing but the directory or file; root by way of a process of its own. Must run before there is a
+/// second thread.
 ///
 /// # Errors
 /// [`Error`].
-pub fn separate(directory: OwnedFd, access: Access, socket: OwnedFd) -> Result<Side, Error> {
+pub fn separate(shared: OwnedFd, kind: Kind, access: Access, socket: OwnedFd) -> Result<Side, Error> {
     if !rustix::process::geteuid().is_root() {
+        if kind == Kind::File {
+            return Err(Error::FileNeedsRoot);
+        }
         let room = Room {
-            directory: format!("/proc/self/fd/{}/.", directory.as_raw_fd()),
+            directory: format!("/proc/self/fd/{}/.", shared.as_raw_fd()),
             creator: Creator::Worker,
             access,
-            _held: directory,
+            _held: shared,
         };
         return Ok(Side::Inside(room, socket));
     }
@@ -173,8 +192,7 @@ pub fn separate(directory: OwnedFd, access: Access, socket: OwnedFd) -> Result<S
     // is not part of it.
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree =
-        rustix::mount::open_tree(&directory, "", flags).map_err(failed("copy the directory's mount"))?;
+    let tree = rustix::mount::open_tree(&shared, "", flags).map_err(failed("copy the directory's mount"))?;
     match sys::fork_into_own_namespaces().map_err(failed("make a process of its own"))? {
         // The socket and the directory are closed here: their end is that of the process that serves.
         Forked::Parent(child) => Ok(Side::Outside(Child(child))),
@@ -183,7 +201,7 @@ pub fn separate(directory: OwnedFd, access: Access, socket: OwnedFd) -> Result<S
             rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed(step))?;
             rvm_vmm::sys::unshare_network().map_err(failed("leave the host's network"))?;
             rvm_vmm::sys::unshare_mounts().map_err(failed("leave the host's mounts"))?;
-            common::enter_root(Some(&|root| furnish(root, &tree, access)))
+            common::enter_root(Some(&|root| furnish(root, &tree, kind, access)))
                 .map_err(failed("leave the host's file system"))?;
             rustix::thread::set_thread_groups(&[]).map_err(failed("drop groups"))?;
             let room = Room {
@@ -197,12 +215,17 @@ pub fn separate(directory: OwnedFd, access: Access, socket: OwnedFd) -> Result<S
     }
 }
 
-/// Mounts the directory, and a `/proc` in which there is nothing but processes, read-only.
-fn furnish(root: &Path, tree: &OwnedFd, access: Access) -> io::Result<()> {
+/// Mounts the directory or file, and a `/proc` in which there is nothing but processes, read-only.
+fn furnish(root: &Path, tree: &OwnedFd, kind: Kind, access: Access) -> io::Result<()> {
     let flags = MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOSUID;
-    let (proc, share) = (root.join("proc"), root.join(SHARE));
+    let (proc, mut share) = (root.join("proc"), root.join(SHARE));
     for path in [&proc, &share] {
         rustix::fs::mkdirat(CWD, path, Mode::RWXU)?;
+    }
+    if kind == Kind::File {
+        share.push(FILE);
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        drop(rustix::fs::open(&share, flags, Mode::empty())?);
     }
     rustix::mount::mount("rvm-fs", &proc, "proc", flags | MountFlags::RDONLY, c"subset=pid")?;
     rustix::mount::move_mount(tree, "", CWD, &share, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;

@@ -2,7 +2,9 @@
 //!
 //! `rvm-fs --directory FD --socket FD [--read-only]` takes over two descriptors: the directory, and a Unix socket of type
 //! `SOCK_SEQPACKET` whose other end a machine has. It ends with 0 when that end is closed. Started by root, it serves
-//! from a process of its own namespaces, and waits for that.
+//! from a process of its own namespaces, and waits for that. With `--file FD` instead, which only root can do, it serves a
+//! directory in which there is nothing but that file, called `file`. With `--seal FD`, a
+//! socket, what it serves is read-only from when the other end of that is closed.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +14,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use rvm_fs::confine::{self, Side};
+use rvm_fs::confine::{self, Kind, Side};
 use rvm_fs::share::{Access, Ended, Share};
 use rvm_vmm::sys::Inherited;
 
@@ -21,8 +23,10 @@ use rvm_vmm::sys::Inherited;
 const THREADS: usize = 4;
 
 struct Arguments {
-    directory: RawFd,
+    shared: RawFd,
+    kind: Kind,
     socket: RawFd,
+    seal: Option<RawFd>,
     access: Access,
 }
 
@@ -41,32 +45,40 @@ fn run() -> Result<ExitCode> {
     // Whoever started it has to clean up after it, and does not where it is gone.
     set_parent_process_death_signal(Some(Signal::KILL)).context("cannot bind to the starter's life")?;
     let arguments = arguments()?;
-    let directory = inherited
-        .take(arguments.directory)
-        .context("cannot use the directory")?;
+    let shared = inherited
+        .take(arguments.shared)
+        .context("cannot use the directory or file")?;
     let socket = inherited
         .take(arguments.socket)
         .context("cannot use the socket")?;
+    let seal = arguments
+        .seal
+        .map(|seal| inherited.take(seal).context("cannot use the seal"))
+        .transpose()?;
     inherited
         .close_others(&[])
         .context("cannot close the other descriptors")?;
-    match confine::separate(directory, arguments.access, socket)? {
+    match confine::separate(shared, arguments.kind, arguments.access, socket)? {
         Side::Outside(child) => Ok(child.wait()?),
-        Side::Inside(room, socket) => serve(room, socket, arguments.access),
+        Side::Inside(room, socket) => serve(room, socket, seal, arguments.access),
     }
 }
 
 /// Serves requests until the machine is gone.
-fn serve(room: confine::Room, socket: OwnedFd, access: Access) -> Result<ExitCode> {
+fn serve(room: confine::Room, socket: OwnedFd, seal: Option<OwnedFd>, access: Access) -> Result<ExitCode> {
     let share = Share::open(&room, access).context("cannot open the directory")?;
     let filters = room.seal()?;
     let (share, socket) = (Arc::new(share), Arc::new(socket));
     let (ended, end) = std::sync::mpsc::channel::<Result<Ended>>();
-    for _ in 0..THREADS {
-        let (share, socket, filters, ended) = (share.clone(), socket.clone(), filters.clone(), ended.clone());
+    type Work = fn(&Share, &OwnedFd) -> Ended;
+    let mut work = vec![(Share::serve_all as Work, socket.clone()); THREADS];
+    work.push((Share::serve_locks, socket));
+    work.extend(seal.map(|seal| (Share::seal_after as Work, Arc::new(seal))));
+    for (work, socket) in work {
+        let (share, filters, ended) = (share.clone(), filters.clone(), ended.clone());
         let body = move || {
             let result = filters.install_for_requests().map_err(anyhow::Error::from);
-            let result = result.map(|()| share.serve_all(&socket));
+            let result = result.map(|()| work(&share, &socket));
             // Fails only if the main thread has ended, and the process with it.
             let _ = ended.send(result);
         };
@@ -77,16 +89,18 @@ fn serve(room: confine::Room, socket: OwnedFd, access: Access) -> Result<ExitCod
     }
     // This thread never serves: a thread that changes its user to create a file loses its parent-death signal.
     filters.install_for_waiting()?;
-    match end.recv().context("all threads are gone")?? {
-        Ended::Closed => Ok(ExitCode::SUCCESS),
-        Ended::Failed(error) => Err(error).context("cannot use the socket"),
+    loop {
+        match end.recv().context("all threads are gone")?? {
+            Ended::Sealed => {}
+            Ended::Closed => return Ok(ExitCode::SUCCESS),
+            Ended::Failed(error) => return Err(error).context("cannot use the socket"),
+        }
     }
 }
 
 fn arguments() -> Result<Arguments> {
-    const USAGE: &str =
-        "usage: rvm-fs --directory FD --socket FD [--read-only] (it is started beside rvm-vmm)";
-    let (mut directory, mut socket, mut access) = (None, None, Access::ReadWrite);
+    const USAGE: &str = "usage: rvm-fs --directory FD|--file FD --socket FD [--read-only|--seal FD] (it is started beside rvm-vmm)";
+    let (mut shared, mut socket, mut seal, mut access) = (None, None, None, Access::ReadWrite);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut descriptor = || -> Result<Option<RawFd>> {
@@ -97,15 +111,20 @@ fn arguments() -> Result<Arguments> {
             Ok(Some(number))
         };
         match argument.as_str() {
-            "--directory" => directory = descriptor()?,
+            "--directory" => shared = descriptor()?.map(|fd| (fd, Kind::Directory)),
+            "--file" => shared = descriptor()?.map(|fd| (fd, Kind::File)),
             "--socket" => socket = descriptor()?,
+            "--seal" => seal = descriptor()?,
             "--read-only" => access = Access::ReadOnly,
             _ => bail!(USAGE),
         }
     }
+    let (shared, kind) = shared.context(USAGE)?;
     Ok(Arguments {
-        directory: directory.context(USAGE)?,
+        shared,
+        kind,
         socket: socket.context(USAGE)?,
+        seal,
         access,
     })
 }

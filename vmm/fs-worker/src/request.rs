@@ -16,8 +16,13 @@ pub(crate) const SETXATTR: u32 = 21;
 pub(crate) const GETXATTR: u32 = 22;
 pub(crate) const LISTXATTR: u32 = 23;
 pub(crate) const REMOVEXATTR: u32 = 24;
+pub(crate) const RELEASE: u32 = 18;
+pub(crate) const FLUSH: u32 = 25;
 pub(crate) const INIT: u32 = 26;
 pub(crate) const OPENDIR: u32 = 27;
+pub(crate) const GETLK: u32 = 31;
+pub(crate) const SETLK: u32 = 32;
+pub(crate) const SETLKW: u32 = 33;
 pub(crate) const CREATE: u32 = 35;
 pub(crate) const INTERRUPT: u32 = 36;
 pub(crate) const DESTROY: u32 = 38;
@@ -109,8 +114,8 @@ const SHAPES: &[Shape] = &[
         data: Data::Counted(16),
         ..changes(WRITE, 40, 0)
     },
-    reads(17, 0, 0),  // STATFS
-    reads(18, 24, 0), // RELEASE
+    reads(17, 0, 0), // STATFS
+    reads(RELEASE, 24, 0),
     reads(20, 16, 0), // FSYNC
     Shape {
         data: Data::Counted(0),
@@ -119,7 +124,7 @@ const SHAPES: &[Shape] = &[
     reads(GETXATTR, 8, 1),
     reads(LISTXATTR, 8, 0),
     changes(REMOVEXATTR, 0, 1),
-    reads(25, 24, 0), // FLUSH
+    reads(FLUSH, 24, 0),
     Shape {
         data: Data::Optional,
         ..reads(INIT, 16, 0)
@@ -128,7 +133,10 @@ const SHAPES: &[Shape] = &[
     reads(28, 40, 0), // READDIR
     reads(29, 24, 0), // RELEASEDIR
     reads(30, 16, 0), // FSYNCDIR
-    reads(34, 8, 0),  // ACCESS
+    reads(GETLK, 48, 0),
+    reads(SETLK, 48, 0),
+    reads(SETLKW, 48, 0),
+    reads(34, 8, 0), // ACCESS
     changes(CREATE, 16, 1),
     reads(INTERRUPT, 8, 0),
     reads(DESTROY, 0, 0),
@@ -189,6 +197,11 @@ impl<'a> Request<'a> {
             return Err(refuse(libc::EROFS));
         }
         Ok(Self { opcode, id, message })
+    }
+
+    /// The file that it is about.
+    pub(crate) fn node(&self) -> u64 {
+        long(self.message, 16).unwrap_or_default()
     }
 
     /// What follows the head.

@@ -5,26 +5,30 @@
 //! have changed is seen by the next system call; its page cache of a file is dropped when the file is opened and whenever
 //! its time or size has changed. Only a file that is mapped into memory may show what was there before. A path of n names
 //! costs up to 2n requests this way; with any time-out, a guest could hear of a change from another one before it sees it.
-//! `O_APPEND` appends at the host's end of the file. Locks (`flock`, `fcntl`) hold within one guest.
+//! `O_APPEND` appends at the host's end of the file. Locks (`flock`, `fcntl`) are the host's.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fuse_backend_rs::abi::fuse_abi::{FsOptions, InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION};
-use fuse_backend_rs::api::filesystem::FileSystem as _;
+use fuse_backend_rs::api::filesystem::{Context, FileSystem as _};
 use fuse_backend_rs::api::server::Server;
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rvm_vmm::devices::virtio::fs::{MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER_BYTES, has_answer};
 use vm_memory::ByteValued as _;
 
 use crate::confine::Room;
-use crate::request::{DESTROY, INIT, INTERRUPT, Request, SYNCFS};
+use crate::locks::{Asked, Locks, Outcome};
+use crate::request::{DESTROY, FLUSH, GETLK, INIT, INTERRUPT, RELEASE, Request, SETLK, SETLKW, SYNCFS};
 
 /// The oldest minor version of the protocol that is spoken, of Linux 5.4, the first with this device.
 const OLDEST_MINOR: u32 = 31;
@@ -58,7 +62,9 @@ pub enum Creator {
 pub enum Ended {
     /// The machine has closed the socket.
     Closed,
-    /// The socket does not work.
+    /// The directory is read-only from now on; requests are served.
+    Sealed,
+    /// A socket does not work.
     Failed(io::Error),
 }
 
@@ -68,8 +74,9 @@ pub struct Share {
     server: Server<Arc<PassthroughFs>>,
     /// For `syncfs`.
     root: OwnedFd,
-    access: Access,
+    read_only: AtomicBool,
     creator: Creator,
+    locks: Locks,
 }
 
 impl Share {
@@ -98,9 +105,31 @@ impl Share {
             server: Server::new(files.clone()),
             files,
             root,
-            access,
+            read_only: (access == Access::ReadOnly).into(),
             creator: room.creator(),
+            locks: Locks::default(),
         })
+    }
+
+    /// Waits until `seal` ends, and from then on lets nothing be changed.
+    pub fn seal_after(&self, seal: &OwnedFd) -> Ended {
+        loop {
+            match recv(seal, &mut [0; 1], RecvFlags::empty()) {
+                Ok((0, _)) => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Ended::Failed(error.into()),
+            }
+        }
+        self.read_only.store(true, Ordering::SeqCst);
+        Ended::Sealed
+    }
+
+    fn access(&self) -> Access {
+        if self.read_only.load(Ordering::SeqCst) {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        }
     }
 
     /// Serves requests from `socket` as they come. Several threads may do so at once.
@@ -126,7 +155,7 @@ impl Share {
 
     /// Serves one request; sends one answer to it, if it is to have one.
     fn serve(&self, socket: BorrowedFd<'_>, message: &mut [u8], space: &mut [u8]) -> Result<(), Errno> {
-        let mut request = match Request::check(message, self.access) {
+        let mut request = match Request::check(message, self.access()) {
             Ok(request) => request,
             Err(refused) => {
                 return match refused.error {
@@ -138,10 +167,14 @@ impl Share {
         let id = request.id;
         match request.opcode {
             INIT => match self.begin(request.body()) {
-                Ok(agreed) => send_answer(socket, id, 0, agreed.as_slice()),
+                Ok(agreed) => {
+                    self.forget_locks(socket)?;
+                    send_answer(socket, id, 0, agreed.as_slice())
+                }
                 Err(error) => send_answer(socket, id, error, &[]),
             },
             DESTROY => {
+                self.forget_locks(socket)?;
                 self.files.destroy();
                 send_answer(socket, id, 0, &[])
             }
@@ -149,9 +182,11 @@ impl Share {
                 let result = rustix::fs::syncfs(&self.root);
                 send_answer(socket, id, result.err().map_or(0, Errno::raw_os_error), &[])
             }
-            // What was asked for cannot be taken back.
+            GETLK | SETLK | SETLKW => self.lock(socket, &request),
+            // What was asked for cannot be taken back: Linux does not even say so to a virtio device.
             INTERRUPT => Ok(()),
             opcode => {
+                self.give_locks_back(&request);
                 if self.creator == Creator::Worker {
                     request.set_root();
                 }
@@ -161,6 +196,82 @@ impl Share {
                 }
                 send_answer(socket, id, libc::EIO, &[])
             }
+        }
+    }
+
+    /// Answers requests that wait for locks, as soon as they have them.
+    pub fn serve_locks(&self, socket: &OwnedFd) -> Ended {
+        let answer = |id, error| send_answer(socket.as_fd(), id, error, &[]);
+        match self.locks.serve(answer) {
+            Errno::PIPE | Errno::CONNRESET => Ended::Closed,
+            error => Ended::Failed(error.into()),
+        }
+    }
+
+    fn lock(&self, socket: BorrowedFd<'_>, request: &Request<'_>) -> Result<(), Errno> {
+        let (id, node) = (request.id, request.node());
+        let Some(asked) = Asked::parse(node, request.body()) else {
+            return send_answer(socket, id, libc::EINVAL, &[]);
+        };
+        let open = || self.open_for_locks(node);
+        if request.opcode == GETLK {
+            return match self.locks.test(&asked, open) {
+                Ok(found) => send_answer(socket, id, 0, &found),
+                Err(error) => send_answer(socket, id, error, &[]),
+            };
+        }
+        match self.locks.set((id, asked), request.opcode == SETLKW, open) {
+            Outcome::Answer(error) => send_answer(socket, id, error, &[]),
+            Outcome::Later => Ok(()),
+        }
+    }
+
+    /// What was locked by a file that is closed is free before that is answered.
+    fn give_locks_back(&self, request: &Request<'_>) {
+        let body = request.body();
+        let handle = field(body, 0).unwrap_or_default();
+        match request.opcode {
+            FLUSH => self
+                .locks
+                .close(request.node(), field(body, 16).unwrap_or_default()),
+            RELEASE => self.locks.release(request.node(), handle),
+            _ => {}
+        }
+    }
+
+    fn forget_locks(&self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let waited = self.locks.clear();
+        waited
+            .into_iter()
+            .try_for_each(|id| send_answer(socket, id, libc::EINTR, &[]))
+    }
+
+    /// Opens a file that the driver knows once more, by the name that it has now. One without a name cannot be locked.
+    fn open_for_locks(&self, node: u64) -> io::Result<File> {
+        let context = Context::default();
+        let (known, _) = self.files.getattr(&context, node, None)?;
+        let path = self.files.readlinkat_proc_file(node)?;
+        let no_lock = || io::Error::from_raw_os_error(libc::ENOLCK);
+        let file = self.open_any_way(&path).map_err(|_| no_lock())?;
+        let found = rustix::fs::fstat(&file)?;
+        // Somebody may have given the name to another file.
+        if (found.st_dev, found.st_ino) == (known.st_dev, known.st_ino) {
+            Ok(file)
+        } else {
+            Err(no_lock())
+        }
+    }
+
+    /// For writing, if that is possible: a lock against all others needs it.
+    fn open_any_way(&self, path: &Path) -> rustix::io::Result<File> {
+        let open = |access| {
+            let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+            // Not `open`, which some C libraries make another system call of.
+            rustix::fs::openat(CWD, path, flags, Mode::empty()).map(File::from)
+        };
+        match self.access() {
+            Access::ReadOnly => open(OFlags::RDONLY),
+            Access::ReadWrite => open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)),
         }
     }
 
@@ -202,6 +313,8 @@ impl Share {
             | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::AUTO_INVAL_DATA
             | FsOptions::PARALLEL_DIROPS
+            | FsOptions::POSIX_LOCKS
+            | FsOptions::FLOCK_LOCKS
             | FsOptions::ASYNC_DIO
             | FsOptions::MAX_PAGES;
         let of_library = self.files.init(offered).map_err(|_| libc::EIO)?;
@@ -215,6 +328,11 @@ impl Share {
         agreed.time_gran = 1;
         Ok(agreed)
     }
+}
+
+/// A number in the body of a request.
+fn field(body: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*body.get(at..)?.first_chunk()?))
 }
 
 /// Sends an answer: an error number, or 0 and a body.

@@ -199,8 +199,6 @@ fn a_driver_agrees_on_sizes_and_caches_nothing() {
         FsOptions::WRITEBACK_CACHE
             | FsOptions::ZERO_MESSAGE_OPEN
             | FsOptions::ZERO_MESSAGE_OPENDIR
-            | FsOptions::POSIX_LOCKS
-            | FsOptions::FLOCK_LOCKS
             | FsOptions::POSIX_ACL
     ));
     assert_eq!((u32_at(&agreed, 20), agreed[28]), (MAX_DATA_BYTES, 32));
@@ -479,6 +477,22 @@ fn a_read_only_directory_stays_as_it_is() {
     assert_eq!(driver.named(UNLINK, ROOT, &[], &["file"]), Err(libc::EROFS));
     assert_eq!(driver.ask(4, node, &[0xff; 88]), Err(libc::EROFS)); // SETATTR
     assert_eq!(fs::read(driver.path("file")).unwrap(), b"content");
+}
+
+#[test]
+fn a_directory_can_be_sealed() {
+    let mut driver = Driver::new();
+    let node = driver.create("file", libc::O_RDWR).unwrap();
+    assert!(driver.write(node, 0, 0, b"before").is_ok());
+    let (seal, of_worker) = std::os::unix::net::UnixStream::pair().unwrap();
+    drop(seal);
+    assert!(matches!(
+        driver.share.seal_after(&of_worker.into()),
+        Ended::Sealed
+    ));
+    assert_eq!(driver.write(node, 0, 0, b"behind"), Err(libc::EROFS));
+    assert_eq!(driver.create("new", libc::O_RDONLY).map(drop), Err(libc::EROFS));
+    assert_eq!(fs::read(driver.path("file")).unwrap(), b"before");
 }
 
 /// Numbers that look random (xorshift64*, Vigna 2016).

@@ -6,10 +6,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use io_uring::register::Restriction;
 use io_uring::squeue::Flags;
-use io_uring::types::{Fixed, FsyncFlags};
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -132,20 +133,33 @@ impl Uring {
         })
     }
 
-    /// Submits what was started, waits until something has happened, and appends to `completions` all that has.
+    /// Submits what was started, waits until something has happened or the time is over, and appends to `completions` all
+    /// that has happened.
     ///
     /// # Errors
     /// Those of `io_uring_enter(2)` that do not pass by themselves, and those of watching the event descriptor.
-    pub(crate) fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
+    pub(crate) fn wait(
+        &mut self,
+        completions: &mut Vec<Completion>,
+        limit: Option<Duration>,
+    ) -> io::Result<()> {
         if !self.watching {
             // A read takes the counter back to zero, so that the next one waits.
             let entry = opcode::Read::new(Fixed(self.notification), self.counter.as_ptr().cast(), 8).build();
             self.push(entry.user_data(WATCH))?;
             self.watching = true;
         }
-        match self.ring.submit_and_wait(1).map_err(|error| error.raw_os_error()) {
-            // A signal, a full completion queue, a kernel short of memory: what has happened is seen to, then it goes on.
-            Ok(_) | Err(Some(libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
+        let limit = limit.map(Timespec::from);
+        let submitted = match &limit {
+            None => self.ring.submit_and_wait(1),
+            Some(limit) => {
+                let arguments = SubmitArgs::new().timespec(limit);
+                self.ring.submitter().submit_with_args(1, &arguments)
+            }
+        };
+        match submitted.map_err(|error| error.raw_os_error()) {
+            // The time is over, a signal, a full completion queue, a kernel short of memory: what has happened is seen to, then it goes on.
+            Ok(_) | Err(Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {}
             Err(error) => return Err(io::Error::from_raw_os_error(error.unwrap_or(libc::EIO))),
         }
         for entry in self.ring.completion() {
@@ -331,7 +345,7 @@ mod tests {
         assert!(ring.synchronise(MAX_OPERATIONS, 0).is_err());
         let mut completions = Vec::new();
         while completions.is_empty() {
-            ring.wait(&mut completions).unwrap();
+            ring.wait(&mut completions, None).unwrap();
         }
         assert!(matches!(
             completions.as_slice(),
@@ -352,7 +366,7 @@ mod tests {
             notification.write(1).unwrap();
             let mut completions = Vec::new();
             while completions.is_empty() {
-                ring.wait(&mut completions).unwrap();
+                ring.wait(&mut completions, None).unwrap();
             }
             assert!(matches!(completions.as_slice(), [Completion::Notified]));
         }

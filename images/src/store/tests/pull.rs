@@ -239,6 +239,38 @@ fn what_is_wrong_leaves_nothing() {
     }
 }
 
+/// The bytes of a bomb are neither in memory nor on the disk when it is seen to be one.
+#[test]
+fn a_bomb_is_not_unpacked() {
+    // Four times what it may unpack to: a file that has no holes for a while, and then nothing but zeros.
+    let mut data = vec![b'x'; 1 << 20];
+    data.resize(32 << 20, 0);
+    let layer = tar(&[("bomb", &data)]);
+    let packed = zstd::encode_all(layer.as_slice(), 19).unwrap();
+    assert!(packed.len() < 5000, "{} bytes", packed.len());
+    let mut content = Content::default();
+    let config = config(&[layer], CREATED);
+    let blob = |media_type: &str, bytes: &[u8]| serde_json::json!({"mediaType": media_type, "digest": digest(bytes), "size": bytes.len()});
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": MEDIA_MANIFEST,
+        "config": blob("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [blob("application/vnd.oci.image.layer.v1.tar+zstd", &packed)],
+    });
+    content.blob(&config);
+    content.blob(&packed);
+    content.manifest("latest", MEDIA_MANIFEST, manifest.to_string().as_bytes());
+    let (server, fixture) = (serve(&content), fixture());
+    let error = chain(&fixture.pull(&server).unwrap_err());
+    assert!(error.contains("looks like a bomb"), "{error}");
+    fixture.assert_empty();
+    let kept: u64 = fixture.partials().into_iter().map(|(_, bytes)| bytes).sum();
+    assert!(
+        kept <= u64::try_from(packed.len()).unwrap(),
+        "{kept} bytes are kept"
+    );
+}
+
 #[test]
 fn a_pull_that_broke_is_gone_on_with() {
     let layers = large_layers();

@@ -161,6 +161,33 @@ fn a_docker_archive_has_plain_layers() {
 }
 
 #[test]
+fn a_repository_is_saved_with_all_its_tags() {
+    let fixture = loaded();
+    fixture.tag("debian:bookworm", "debian:stable").unwrap();
+    fixture.tag("debian:bookworm", "other:1").unwrap();
+    let newer = docker_archive(&two_layers()[..1], &["debian:trixie"], "2026-01-02T00:00:00Z");
+    fixture.load(&newer).unwrap();
+    for kind in [ArchiveKind::Docker, ArchiveKind::Oci] {
+        let again = super::fixture();
+        again.load(&fixture.save(&["debian"], kind)).unwrap();
+        let mut names = again.names();
+        names.sort();
+        assert_eq!(
+            names,
+            ["debian:bookworm", "debian:stable", "debian:trixie"],
+            "{kind:?}"
+        );
+    }
+    let saved = |name: &str| {
+        fixture
+            .store
+            .save(&[name.to_owned()], ArchiveKind::Docker, std::io::sink())
+    };
+    assert!(matches!(saved("debian:latest"), Err(Error::NotFound(_))));
+    assert!(matches!(saved("absent"), Err(Error::NotFound(_))));
+}
+
+#[test]
 fn a_damaged_blob_is_not_saved() {
     let fixture = loaded();
     let layers = two_layers();

@@ -28,8 +28,9 @@ use rvm_vmm::seccomp::Filters;
 
 use crate::inside::{DATA, FAILED, FILES, KILLED, READ_ONLY};
 
-pub(crate) const ALL: [(&str, fn()); 3] = [
+pub(crate) const ALL: [(&str, fn()); 4] = [
     ("a_worker_has_nothing_but_its_directory", confined),
+    ("a_single_file_has_nothing_beside_it", single_file),
     ("a_guest_uses_directories", files),
     ("a_worker_that_is_killed_fails_its_files_only", killed),
 ];
@@ -60,6 +61,10 @@ fn temporary() -> tempfile::TempDir {
 
 /// A worker for a directory, and the machine's end of its socket.
 fn start(directory: &Path, options: &[&str]) -> (Child, OwnedFd) {
+    start_with("--directory", directory, options)
+}
+
+fn start_with(flag: &str, shared: &Path, options: &[&str]) -> (Child, OwnedFd) {
     let pair = socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
@@ -67,11 +72,11 @@ fn start(directory: &Path, options: &[&str]) -> (Child, OwnedFd) {
         None,
     );
     let (ours, theirs) = pair.unwrap();
-    let directory = File::open(directory).unwrap();
+    let directory = File::open(shared).unwrap();
     fcntl_setfd(&theirs, FdFlags::empty()).unwrap();
     fcntl_setfd(&directory, FdFlags::empty()).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_rvm-fs"))
-        .args(["--directory", &directory.as_raw_fd().to_string()])
+        .args([flag, &directory.as_raw_fd().to_string()])
         .args(["--socket", &theirs.as_raw_fd().to_string()])
         .args(options)
         .spawn()
@@ -88,7 +93,7 @@ fn serving(worker: &Child) -> u32 {
         found = text.trim().parse().unwrap_or(0);
         found != 0 && {
             let threads = threads(found);
-            threads.len() == 5 && threads.iter().all(|status| field(status, "Seccomp") == "2")
+            threads.len() == 6 && threads.iter().all(|status| field(status, "Seccomp") == "2")
         }
     });
     found
@@ -166,6 +171,28 @@ fn confined() {
     wait_until("the end of its process", || {
         !Path::new(&format!("/proc/{process}")).exists()
     });
+}
+
+fn single_file() {
+    let directory = temporary();
+    for name in ["wanted", "beside"] {
+        fs::write(directory.path().join(name), name).unwrap();
+    }
+    for options in [&[][..], &["--read-only"]] {
+        let (mut worker, socket) = start_with("--file", &directory.path().join("wanted"), options);
+        let process = serving(&worker);
+        let list = |path: &str| {
+            let entries = fs::read_dir(format!("/proc/{process}/root{path}")).unwrap();
+            let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            names.collect::<BTreeSet<_>>()
+        };
+        assert_eq!(list("/"), BTreeSet::from(["proc".into(), "share".into()]));
+        assert_eq!(list("/share"), BTreeSet::from(["file".into()]));
+        let content = fs::read_to_string(format!("/proc/{process}/root/share/file")).unwrap();
+        assert_eq!(content, "wanted");
+        drop(socket);
+        assert!(worker.wait().unwrap().success());
+    }
 }
 
 /// A machine that runs `test` of the guest's half.

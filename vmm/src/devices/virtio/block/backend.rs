@@ -9,6 +9,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
@@ -140,14 +141,24 @@ impl Backend {
         }
     }
 
-    /// Waits until an operation ends or the event descriptor is written, and appends what has happened.
+    /// Waits until an operation ends, the event descriptor is written or the time is over, and appends what has happened.
     ///
     /// # Errors
     /// None that pass by themselves.
-    pub(super) fn wait(&mut self, completions: &mut Vec<Completion>) -> io::Result<()> {
-        match self {
-            Self::Ring { ring, .. } => ring.wait(completions),
-            Self::Calls { notification, .. } => {
+    pub(super) fn wait(
+        &mut self,
+        completions: &mut Vec<Completion>,
+        limit: Option<Duration>,
+    ) -> io::Result<()> {
+        match (self, limit) {
+            (Self::Ring { ring, .. }, limit) => ring.wait(completions, limit),
+            (Self::Calls { .. }, Some(limit)) => {
+                // Without looking at the descriptor: there is no room for another request before the one that waits.
+                std::thread::sleep(limit);
+                completions.push(Completion::Notified);
+                Ok(())
+            }
+            (Self::Calls { notification, .. }, None) => {
                 // Interrupted by a signal or not, the queues are looked at again.
                 let _ = notification.read();
                 completions.push(Completion::Notified);

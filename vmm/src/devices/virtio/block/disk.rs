@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::SECTOR_BYTES;
 use crate::resources;
@@ -16,6 +17,8 @@ pub struct Disk {
     parts: Vec<Part>,
     bytes: u64,
     read_only: bool,
+    /// Whether a write waits for room on the host.
+    waits_for_room: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -103,7 +106,34 @@ impl Disk {
             parts,
             bytes: start,
             read_only,
+            waits_for_room: AtomicBool::new(false),
         })
+    }
+
+    /// A writable disk on a device that is always full.
+    #[cfg(test)]
+    pub(super) fn without_room(bytes: u64) -> Self {
+        let file = File::options().read(true).write(true).open("/dev/full").unwrap();
+        Self {
+            parts: vec![Part {
+                file,
+                start: 0,
+                end: bytes,
+            }],
+            bytes,
+            read_only: false,
+            waits_for_room: AtomicBool::new(false),
+        }
+    }
+
+    /// Says whether a write waits for room on the host.
+    pub(super) fn set_waits_for_room(&self, waits: bool) {
+        self.waits_for_room.store(waits, Ordering::Relaxed);
+    }
+
+    /// Whether one does.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.waits_for_room.load(Ordering::Relaxed)
     }
 
     /// Number of sectors.

@@ -1,10 +1,14 @@
 //! Serves the queues of a disk: takes requests as long as there is room for them, and gives each back when it has ended,
 //! whichever was first. The driver is interrupted once for all that have ended by then.
+//!
+//! A write for which the host has no room waits until it has. A file system that is told of an error instead goes on without
+//! what it could not write, and is damaged when there is room again.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use super::backend::Backend;
+use super::backend::{Backend, OperationKind};
 use super::disk::Disk;
 use super::request::Request;
 use crate::devices::virtio::ring::{Ring, RingError};
@@ -13,6 +17,9 @@ use crate::sys::uring::Completion;
 
 /// Descriptors of a queue.
 pub(super) const QUEUE_SIZE: u16 = 128;
+
+/// From one try to find room to the next.
+const ROOM_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why queues are not served any more. The device needs a reset.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +53,10 @@ pub(super) struct Server<'m> {
     /// By token.
     requests: Vec<Option<Request<'m>>>,
     free: Vec<u16>,
+    /// Those that wait for room on the host.
+    held: Vec<u16>,
+    /// Whether there is time for that.
+    patient: bool,
     completions: Vec<Completion>,
     /// The queue that is looked at first, a different one each time, so that no queue takes all the room for ever.
     first: usize,
@@ -61,6 +72,8 @@ impl<'m> Server<'m> {
             backend,
             requests: (0..depth).map(|_| None).collect(),
             free: (0..depth).collect(),
+            held: Vec::new(),
+            patient: true,
             completions: Vec::new(),
             first: 0,
         }
@@ -101,11 +114,14 @@ impl<'m> Server<'m> {
         self.complete(true)
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until nothing is under way. What has no room on the host fails.
     ///
     /// # Errors
     /// As [`Server::wait`].
     pub(super) fn drain(&mut self) -> Result<(), ServeError> {
+        self.patient = false;
+        let result = self.try_held();
+        self.or_broken(result)?;
         while self.under_way() > 0 {
             self.complete(true)?;
         }
@@ -174,9 +190,15 @@ impl<'m> Server<'m> {
         };
         while let Some(request) = place {
             if let Some(operation) = request.next() {
+                let is_write = matches!(operation.kind, OperationKind::Write { .. });
                 let Some(result) = self.backend.begin(token, operation) else {
                     return Ok(());
                 };
+                if is_write && self.patient && result.as_ref().is_err_and(is_no_room) {
+                    self.held.push(token);
+                    self.context.disk.set_waits_for_room(true);
+                    return Ok(());
+                }
                 request.advance(self.context.disk, result);
                 continue;
             }
@@ -192,11 +214,22 @@ impl<'m> Server<'m> {
         Ok(())
     }
 
+    /// Tries again what has had no room on the host.
+    fn try_held(&mut self) -> Result<(), RingError> {
+        let held = std::mem::take(&mut self.held);
+        let result = held.iter().try_for_each(|token| self.go_on(*token));
+        self.context.disk.set_waits_for_room(!self.held.is_empty());
+        result
+    }
+
     /// Waits for something to happen, and sees to all that has.
     fn complete(&mut self, intact: bool) -> Result<(), ServeError> {
         let mut completions = std::mem::take(&mut self.completions);
-        self.backend.wait(&mut completions).map_err(ServeError::Backend)?;
-        let mut result = Ok(());
+        let limit = (!self.held.is_empty()).then_some(ROOM_INTERVAL);
+        self.backend
+            .wait(&mut completions, limit)
+            .map_err(ServeError::Backend)?;
+        let mut result = self.try_held();
         for completion in completions.drain(..) {
             let Completion::Ended { token, result: ended } = completion else {
                 continue;
@@ -231,10 +264,18 @@ impl<'m> Server<'m> {
         if result.is_err() {
             self.rings = &mut [];
             self.used.clear();
+            self.patient = false;
+            // Without rings nothing fails.
+            let _ = self.try_held();
             while self.under_way() > 0 {
                 self.complete(false)?;
             }
         }
         Ok(result?)
     }
+}
+
+/// Whether a file system or a quota is full, which may pass.
+fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
 }

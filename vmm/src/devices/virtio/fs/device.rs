@@ -184,7 +184,7 @@ impl VirtioDevice for Fs {
     }
 
     /// Waits for the worker's answers, so that no request is between the two. None takes longer than the host's file
-    /// system does, but the event loop waits as well; a worker that is lost while this waits ends it.
+    /// system does, or than somebody else keeps a lock, but the event loop waits as well; a worker that is lost while this waits ends it.
     fn pause(&mut self) {
         let Some(active) = &mut self.active else { return };
         let outcome = active.queues.finish(&active.memory, &mut self.session);

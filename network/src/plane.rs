@@ -1,0 +1,597 @@
+//! Networks that are in use: joining and leaving them, and making the host what it has to be for who is on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rvm_netlink::{Change, Mac, Socket};
+
+use crate::address::mac_of;
+use crate::definition::Definition;
+use crate::endpoint::{Egress, Endpoint, Published, VERSION};
+use crate::random::random;
+use crate::rules::{self, Live, NftError};
+use crate::store::{self, Blueprint, DEFAULT, Store, StoreError};
+use crate::{files, host, resolver};
+
+/// Whether a container has an owner, by its ID.
+pub type Owners<'a> = &'a dyn Fn(&str) -> bool;
+
+/// Why networks could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// The definitions refused.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An interface could not be made.
+    #[error(transparent)]
+    Link(rvm_netlink::Error),
+    /// The same, for want of a right.
+    #[error("networks need CAP_NET_ADMIN on this machine, `--network none` does not")]
+    NotPermitted(#[source] rvm_netlink::Error),
+    /// The rules could not be made.
+    #[error(transparent)]
+    Rules(#[from] NftError),
+    /// Docker's words.
+    #[error("Address already in use: {0}")]
+    AddressInUse(IpAddr),
+    /// Docker's words.
+    #[error("invalid address {address}: It does not belong to any of this network's subnets ({subnet})")]
+    NotInSubnet {
+        /// What was asked for.
+        address: IpAddr,
+        /// What there is.
+        subnet: String,
+    },
+    /// It is the network's own, or the host's on it.
+    #[error("invalid address {0}: it belongs to the network itself")]
+    NotForMembers(IpAddr),
+    /// An IPv6 address on a network that has none.
+    #[error("invalid address {0}: network {1} has no IPv6; --ipv6 makes one that does")]
+    NoIpv6(Ipv6Addr, String),
+    /// Docker's words.
+    #[error("no available IPv{0} addresses on this network's address pools: {1}")]
+    Full(u8, String),
+    /// Somebody on the network has it.
+    #[error("MAC address {0} is already in use on network {1}")]
+    MacInUse(String, String),
+    /// Docker's words, and who is on it.
+    #[error("error while removing network: network {network} has active endpoints ({members})")]
+    InUse {
+        /// The network.
+        network: String,
+        /// Its members.
+        members: String,
+    },
+}
+
+impl From<rvm_netlink::Error> for Error {
+    fn from(error: rvm_netlink::Error) -> Self {
+        if error.is_permission() {
+            Self::NotPermitted(error)
+        } else {
+            Self::Link(error)
+        }
+    }
+}
+
+/// What a member's interface is on the host's side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// One of a pair.
+    Veth,
+    /// A TAP interface.
+    Tap,
+}
+
+/// A membership that is asked for.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// The network's ID.
+    pub network: String,
+    /// The container.
+    pub container: String,
+    /// As in [`Endpoint::names`].
+    pub names: Vec<String>,
+    /// What kind of interface it is to have.
+    pub port: Port,
+    /// Its address; any where `None`.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address; any where `None` and the network has IPv6.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Its hardware address; one that goes with its address where `None`.
+    pub mac: Option<Mac>,
+    /// As in [`Endpoint::dns_servers`].
+    pub dns_servers: Vec<IpAddr>,
+    /// As in [`Endpoint::published`].
+    pub published: Vec<Published>,
+    /// As in [`Endpoint::egress`].
+    pub egress: Option<Egress>,
+}
+
+/// The networks of one installation.
+#[derive(Debug, Clone)]
+pub struct Plane {
+    store: Store,
+    /// The run directory itself.
+    run: PathBuf,
+    /// What is in it of networks.
+    live: PathBuf,
+}
+
+/// The lock of the networks, held.
+struct Guard(#[expect(dead_code, reason = "the lock is what is open")] File);
+
+impl Plane {
+    /// The networks below these directories of an installation.
+    #[must_use]
+    pub fn new(root: &std::path::Path, run: &std::path::Path) -> Self {
+        Self {
+            store: Store::new(root.join("networks")),
+            run: run.to_owned(),
+            live: run.join("networks"),
+        }
+    }
+
+    /// The table of the rules, in which the sets of policies are.
+    #[must_use]
+    pub fn table(&self) -> String {
+        rules::table(&self.run)
+    }
+
+    /// The file of a network's definition.
+    #[must_use]
+    pub fn definition_path(&self, id: &str) -> PathBuf {
+        self.store.path(id)
+    }
+
+    /// The directory of a network that somebody is on.
+    #[must_use]
+    pub fn network_directory(&self, id: &str) -> PathBuf {
+        self.live.join(id)
+    }
+
+    /// Every network that was made, by name.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn networks(&self) -> Result<Vec<Definition>, Error> {
+        Ok(self.store.all()?)
+    }
+
+    /// Finds a network by name, ID or unique beginning of an ID.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn find(&self, wanted: &str) -> Result<Definition, Error> {
+        Ok(self.store.find(wanted)?)
+    }
+
+    /// The default network; it is made where it is not there yet, with the ID that `new_id` gives.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::File`].
+    pub fn default_network(&self, new_id: impl FnOnce() -> String) -> Result<Definition, Error> {
+        match self.store.find(DEFAULT) {
+            Err(StoreError::NotFound(_)) => {}
+            other => return Ok(other?),
+        }
+        let _guard = self.lock()?;
+        match self.store.find(DEFAULT) {
+            Err(StoreError::NotFound(_)) => {}
+            other => return Ok(other?),
+        }
+        let blueprint = Blueprint {
+            name: DEFAULT.to_owned(),
+            ..Blueprint::default()
+        };
+        let bridge = store::bridge_name(&self.run, None);
+        Ok(self.store.create(&blueprint, new_id(), bridge)?)
+    }
+
+    /// Makes a network.
+    ///
+    /// # Errors
+    /// [`Error::Store`], [`Error::File`].
+    pub fn create(&self, blueprint: &Blueprint, id: String) -> Result<Definition, Error> {
+        store::check_new(&blueprint.name)?;
+        let _guard = self.lock()?;
+        let bridge = store::bridge_name(&self.run, Some(&id));
+        Ok(self.store.create(blueprint, id, bridge)?)
+    }
+
+    /// Removes a network that nobody is on.
+    ///
+    /// # Errors
+    /// [`Error::InUse`], [`Error::Store`], [`Error::File`], and those of putting right what a crash has left.
+    pub fn remove(&self, wanted: &str, is_owned: Owners<'_>) -> Result<Definition, Error> {
+        let definition = self.store.find(wanted)?;
+        if definition.name == DEFAULT {
+            return Err(StoreError::Predefined(definition.name).into());
+        }
+        let _guard = self.lock()?;
+        let mut endpoints = self.endpoints(&definition.id)?;
+        if endpoints.iter().any(|endpoint| !is_owned(&endpoint.container)) {
+            self.make_true(is_owned)?;
+            endpoints = self.endpoints(&definition.id)?;
+        }
+        if !endpoints.is_empty() {
+            let members: Vec<&str> = endpoints
+                .iter()
+                .map(|endpoint| {
+                    endpoint
+                        .names
+                        .first()
+                        .map_or(endpoint.container.as_str(), String::as_str)
+                })
+                .collect();
+            return Err(Error::InUse {
+                network: definition.name,
+                members: members.join(", "),
+            });
+        }
+        self.store.remove(&definition.id)?;
+        // What it has refused its members, which were there until now.
+        let directory = self.live.join(&definition.id);
+        files::remove(&directory.join(resolver::process::LOG))?;
+        let _ = std::fs::remove_dir(directory);
+        Ok(definition)
+    }
+
+    /// Who is on a network.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn endpoints(&self, network: &str) -> Result<Vec<Endpoint>, Error> {
+        let directory = self.directory(network);
+        let mut endpoints = Vec::new();
+        for container in files::names(&directory, ".json")? {
+            match files::read::<Endpoint>(&directory.join(format!("{container}.json"))) {
+                Ok(endpoint) => endpoints.extend(endpoint.filter(|endpoint| endpoint.version <= VERSION)),
+                // Whatever it is, it is no member's.
+                Err(files::Error::Malformed(..)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(endpoints)
+    }
+
+    /// The networks that a container is on, and how.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Store`].
+    pub fn memberships(&self, container: &str) -> Result<Vec<(Definition, Endpoint)>, Error> {
+        let mut memberships = Vec::new();
+        for network in files::names(&self.live, "")? {
+            let path = self.endpoint_path(&network, container);
+            if let (Some(endpoint), Some(definition)) =
+                (files::read::<Endpoint>(&path)?, self.store.read(&network)?)
+            {
+                memberships.push((definition, endpoint));
+            }
+        }
+        Ok(memberships)
+    }
+
+    /// Puts a container on networks: gives it addresses, and makes the host ready. Its interfaces are the caller's to make, under
+    /// the names in the answer. Either all of it is done or nothing.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn join(&self, wishes: &[Wish], is_owned: Owners<'_>) -> Result<Vec<(Definition, Endpoint)>, Error> {
+        let _guard = self.lock()?;
+        let joined = self.admit_all(wishes);
+        let outcome = joined.and_then(|joined| self.make_true(is_owned).map(|()| joined));
+        if outcome.is_err() {
+            // What went wrong is worth more than what goes wrong with putting it right, which the next one tries again.
+            let _ = self.withdraw(
+                wishes
+                    .iter()
+                    .map(|wish| (wish.network.as_str(), wish.container.as_str())),
+            );
+            let _ = self.make_true(is_owned);
+        }
+        outcome
+    }
+
+    /// Takes a container off a network, or off all where `network` is `None`, and removes its interfaces there. One that is
+    /// on none is fine.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn leave(&self, container: &str, network: Option<&str>, is_owned: Owners<'_>) -> Result<(), Error> {
+        let of = match network {
+            Some(network) => vec![network.to_owned()],
+            None => files::names(&self.live, "")?,
+        };
+        let on: Vec<&String> = of
+            .iter()
+            .filter(|network| self.endpoint_path(network, container).exists())
+            .collect();
+        if on.is_empty() {
+            return Ok(());
+        }
+        let _guard = self.lock()?;
+        self.withdraw(on.into_iter().map(|network| (network.as_str(), container)))?;
+        self.make_true(is_owned)
+    }
+
+    /// Gives a container another name of its own on the networks that it is on.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Store`].
+    pub fn rename(&self, container: &str, name: &str) -> Result<(), Error> {
+        if self.memberships(container)?.is_empty() {
+            return Ok(());
+        }
+        let _guard = self.lock()?;
+        for (definition, mut endpoint) in self.memberships(container)? {
+            if let Some(own) = endpoint.names.first_mut() {
+                *own = name.to_lowercase();
+            }
+            files::write(&self.endpoint_path(&definition.id, container), &endpoint)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an interface a port of its network's bridge, and sets it up.
+    ///
+    /// # Errors
+    /// [`Error::Link`].
+    pub fn plug(&self, definition: &Definition, endpoint: &Endpoint) -> Result<(), Error> {
+        let change = Change {
+            master: Some(&definition.bridge),
+            mtu: definition.mtu,
+            up: true,
+            ..Change::default()
+        };
+        Ok(Socket::open()?.change(&endpoint.interface, &change)?)
+    }
+
+    fn directory(&self, network: &str) -> PathBuf {
+        self.network_directory(network).join(resolver::process::ENDPOINTS)
+    }
+
+    fn endpoint_path(&self, network: &str, container: &str) -> PathBuf {
+        self.directory(network).join(format!("{container}.json"))
+    }
+
+    fn lock(&self) -> Result<Guard, Error> {
+        files::make_directory(&self.live)?;
+        let path = self.live.join("lock");
+        let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::CLOEXEC;
+        let open = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map(File::from);
+        let file = open.map_err(|error| files::error("open", &path)(error.into()))?;
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(|error| files::error("lock", &path)(error.into()))?;
+        Ok(Guard(file))
+    }
+
+    fn admit_all(&self, wishes: &[Wish]) -> Result<Vec<(Definition, Endpoint)>, Error> {
+        let mut admitted = Vec::new();
+        for wish in wishes {
+            let definition = self.store.read(&wish.network)?;
+            let definition = definition.ok_or_else(|| StoreError::NotFound(wish.network.clone()))?;
+            let mut others = self.endpoints(&definition.id)?;
+            others.retain(|endpoint| endpoint.container != wish.container);
+            let endpoint = admit(&definition, wish, &others)?;
+            files::make_directory(&self.directory(&definition.id))?;
+            files::write(&self.endpoint_path(&definition.id, &wish.container), &endpoint)?;
+            admitted.push((definition, endpoint));
+        }
+        Ok(admitted)
+    }
+
+    /// Removes members' files and interfaces.
+    fn withdraw<'a>(&self, members: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Error> {
+        for (network, container) in members {
+            let path = self.endpoint_path(network, container);
+            let endpoint: Option<Endpoint> = match files::read(&path) {
+                Err(files::Error::Malformed(..)) => None,
+                other => other?,
+            };
+            if let Some(endpoint) = endpoint {
+                // It goes with the namespace or process that has it, but that takes its time.
+                Socket::open()?.remove(&endpoint.interface)?;
+            }
+            files::remove(&path)?;
+            // Others may be on it.
+            let directory = self.live.join(network);
+            if std::fs::remove_dir(directory.join("endpoints")).is_ok() {
+                for name in resolver::start::FILES {
+                    files::remove(&directory.join(name))?;
+                }
+                // What was refused is kept as long as the network is.
+                let log = directory.join(resolver::process::LOG);
+                if std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() == 0) {
+                    files::remove(&log)?;
+                }
+            }
+            let _ = std::fs::remove_dir(directory);
+        }
+        Ok(())
+    }
+
+    /// Makes the host what it has to be, after members without an owner were removed. Done with the lock held.
+    fn make_true(&self, is_owned: Owners<'_>) -> Result<(), Error> {
+        let networks = self.living(is_owned)?;
+        self.bridges(&networks)?;
+        self.rules(&networks)?;
+        Ok(())
+    }
+
+    /// Networks with members that have an owner.
+    fn living(&self, is_owned: Owners<'_>) -> Result<Vec<Live>, Error> {
+        let mut living = Vec::new();
+        for network in files::names(&self.live, "")? {
+            let directory = self.directory(&network);
+            let definition = self.store.read(&network)?;
+            let mut endpoints = Vec::new();
+            for container in files::names(&directory, ".json")? {
+                let endpoint = match files::read::<Endpoint>(&directory.join(format!("{container}.json"))) {
+                    Err(files::Error::Malformed(..)) => None,
+                    other => other?,
+                };
+                match endpoint {
+                    Some(endpoint) if definition.is_some() && is_owned(&container) => {
+                        endpoints.push(endpoint)
+                    }
+                    _ => self.withdraw(std::iter::once((network.as_str(), container.as_str())))?,
+                }
+            }
+            if let Some(definition) = definition.filter(|_| !endpoints.is_empty()) {
+                living.push(Live {
+                    definition,
+                    endpoints,
+                });
+            }
+        }
+        Ok(living)
+    }
+
+    /// Makes the bridges of networks with members and removes those of others.
+    fn bridges(&self, networks: &[Live]) -> Result<(), Error> {
+        let mut socket = Socket::open()?;
+        let present: BTreeMap<String, bool> = socket
+            .links()?
+            .into_iter()
+            .map(|link| (link.name, link.up))
+            .collect();
+        let needed: BTreeMap<&str, &Definition> = networks
+            .iter()
+            .map(|live| (live.definition.bridge.as_str(), &live.definition))
+            .collect();
+        for definition in self.store.all()? {
+            let bridge = definition.bridge.as_str();
+            if present.contains_key(bridge) && !needed.contains_key(bridge) {
+                socket.remove(bridge)?;
+            }
+        }
+        for (bridge, definition) in needed {
+            // One that is down is half made.
+            match present.get(bridge) {
+                Some(true) => continue,
+                Some(false) => drop(socket.remove(bridge)?),
+                None => {}
+            }
+            make_bridge(&mut socket, definition)?;
+        }
+        if networks.iter().any(|live| !live.definition.internal) {
+            host::forward_ipv4()?;
+        }
+        if networks
+            .iter()
+            .any(|live| !live.definition.internal && live.definition.ipv6.is_some())
+        {
+            host::forward_ipv6()?;
+        }
+        Ok(())
+    }
+
+    fn rules(&self, networks: &[Live]) -> Result<(), Error> {
+        // Which policies have chains is written down before they are made and after they are removed.
+        let path = self.live.join("policies");
+        let known: BTreeSet<String> = files::read(&path)?.unwrap_or_default();
+        let wanted = rules::with_policy(networks);
+        let all: BTreeSet<String> = known.union(&wanted).cloned().collect();
+        if all != known {
+            files::write(&path, &all)?;
+        }
+        rules::nft(&rules::script(&self.table(), networks, &all))?;
+        if wanted.is_empty() {
+            if !all.is_empty() {
+                files::remove(&path)?;
+            }
+        } else if wanted != all {
+            files::write(&path, &wanted)?;
+        }
+        Ok(())
+    }
+}
+
+/// Gives a new member its addresses.
+fn admit(definition: &Definition, wish: &Wish, others: &[Endpoint]) -> Result<Endpoint, Error> {
+    let taken = |address: Ipv4Addr| others.iter().any(|other| other.ipv4 == address);
+    let subnet = definition.ipv4;
+    let ipv4 = match wish.ipv4 {
+        Some(address) if !subnet.contains(address) => {
+            return Err(Error::NotInSubnet {
+                address: address.into(),
+                subnet: format!("{}/{}", subnet.address, subnet.prefix),
+            });
+        }
+        Some(address) if !subnet.is_for_members(address) => {
+            return Err(Error::NotForMembers(address.into()));
+        }
+        Some(address) if taken(address) => return Err(Error::AddressInUse(address.into())),
+        Some(address) => address,
+        None => subnet
+            .first_free(taken)
+            .ok_or_else(|| Error::Full(4, definition.name.clone()))?,
+    };
+    let mac = wish.mac.unwrap_or_else(|| mac_of(ipv4));
+    if others.iter().any(|other| other.mac == mac) {
+        return Err(Error::MacInUse(rules::mac(mac), definition.name.clone()));
+    }
+    let prefix = match wish.port {
+        Port::Veth => "rvmv",
+        Port::Tap => "rvmt",
+    };
+    Ok(Endpoint {
+        version: VERSION,
+        container: wish.container.clone(),
+        names: wish.names.clone(),
+        interface: format!("{prefix}{:08x}", u32::from_ne_bytes(random())),
+        mac,
+        ipv4,
+        ipv6: admit_ipv6(definition, wish, others)?,
+        dns_servers: wish.dns_servers.clone(),
+        published: wish.published.clone(),
+        egress: wish.egress.clone(),
+    })
+}
+
+fn admit_ipv6(definition: &Definition, wish: &Wish, others: &[Endpoint]) -> Result<Option<Ipv6Addr>, Error> {
+    let Some(subnet) = definition.ipv6 else {
+        return wish.ipv6.map_or(Ok(None), |address| {
+            Err(Error::NoIpv6(address, definition.name.clone()))
+        });
+    };
+    let taken = |address: Ipv6Addr| others.iter().any(|other| other.ipv6 == Some(address));
+    match wish.ipv6 {
+        Some(address) if !subnet.contains(address) => Err(Error::NotInSubnet {
+            address: address.into(),
+            subnet: format!("{}/{}", subnet.address, subnet.prefix),
+        }),
+        Some(address) if !subnet.is_for_members(address) => Err(Error::NotForMembers(address.into())),
+        Some(address) if taken(address) => Err(Error::AddressInUse(address.into())),
+        Some(address) => Ok(Some(address)),
+        None => subnet
+            .first_free(taken)
+            .map(Some)
+            .ok_or_else(|| Error::Full(6, definition.name.clone())),
+    }
+}
+
+/// Makes a network's bridge; it is set up last.
+fn make_bridge(socket: &mut Socket, definition: &Definition) -> Result<(), Error> {
+    let bridge = &definition.bridge;
+    let Definition { ipv4, ipv6, mtu, .. } = definition;
+    // One of its own: else it would be that of whichever port came first.
+    socket.add_bridge(bridge, mac_of(ipv4.gateway), *mtu)?;
+    host::prepare_bridge(bridge, ipv6.is_some())?;
+    socket.add_address(bridge, (ipv4.gateway.into(), ipv4.prefix))?;
+    if let Some(ipv6) = ipv6 {
+        socket.add_address(bridge, (ipv6.gateway.into(), ipv6.prefix))?;
+    }
+    let up = Change {
+        up: true,
+        ..Change::default()
+    };
+    Ok(socket.change(bridge, &up)?)
+}

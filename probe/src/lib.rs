@@ -1,0 +1,8 @@
+//! What rvm sees and measures from inside of containers: the parts of `rvm-probe`, and what it prints.
+
+#![forbid(unsafe_code)]
+
+pub mod attempts;
+pub mod crash;
+pub mod facts;
+pub mod sample;

@@ -1,0 +1,53 @@
+//! `rvm-probe`: runs inside a container, in either mode, and prints what it finds or measures there as one JSON object.
+//!
+//! It is added to an image as a layer below its own (`engine/src/probe.rs`), so that any image can be looked at, one
+//! without a shell included, and changes nothing in it.
+
+#![forbid(unsafe_code)]
+
+mod work;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use rvm_probe::{crash, facts, sample};
+
+const USAGE: &str = "usage: rvm-probe facts|nothing|wait|write BYTES|sample|crash|work NAME (rvm runs it in containers that it compares and measures)";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("rvm-probe: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["facts"] => print(&facts::collect()),
+        ["nothing"] => Ok(()),
+        ["write", bytes] => write(bytes.parse()?),
+        ["wait"] => Ok(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(drop)?),
+        ["sample"] => sample::run(),
+        ["crash"] => crash::run(),
+        ["work", words @ ..] => work::run(words),
+        _ => bail!(USAGE),
+    }
+}
+
+/// Writes so many bytes to a new file, and has them reach the disk.
+fn write(bytes: usize) -> Result<()> {
+    let mut file = std::fs::File::create("/.rvm-probe-written")?;
+    std::io::Write::write_all(&mut file, &vec![1; bytes])?;
+    Ok(file.sync_all()?)
+}
+
+/// One line of JSON.
+fn print(value: &impl serde::Serialize) -> Result<()> {
+    println!("{}", serde_json::to_string(value)?);
+    Ok(())
+}

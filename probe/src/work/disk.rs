@@ -1,0 +1,238 @@
+//! The root file system: throughput, latency and names, in a directory that is removed at the end.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::fs::OFlags;
+
+use super::{Measure, timed};
+
+/// Bytes of the file that is written and read.
+const BYTES: u64 = 64 << 20;
+const LARGE: usize = 128 << 10;
+const SMALL: usize = 4 << 10;
+/// Blocks that are read and written at random.
+const RANDOM: u64 = 1000;
+/// Small writes, each of which is waited for.
+const SYNCS: u64 = 100;
+const FILES: u64 = 1000;
+
+/// What `O_DIRECT` requires of a buffer at most.
+const ALIGNMENT: usize = 4096;
+
+const CACHED: &str = "this file system takes no direct access: random blocks come from the page cache";
+
+/// Removed with all that is in it, whichever way the work ends.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // The container goes as well.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The measures, and what has to be known of them.
+pub(super) fn measure(directory: &str) -> Result<(Vec<Measure>, Option<&'static str>)> {
+    let directory = Directory(Path::new(directory).join(".rvm-disk"));
+    fs::create_dir(&directory.0).with_context(|| format!("cannot make {}", directory.0.display()))?;
+    let path = directory.0.join("file");
+    let mut measures = vec![timed("write-128k", BYTES, || write_all(&path))?];
+    forget(&path)?;
+    measures.push(timed("read-128k", BYTES, || read_all(&path))?);
+    let (file, note) = open_direct(&path)?;
+    measures.push(timed("random-read-4k", RANDOM, || random_read(&file))?);
+    measures.push(timed("random-write-4k", RANDOM, || random_write(&file))?);
+    drop(file);
+    measures.push(timed("fsync", SYNCS, || syncs(&directory.0.join("journal")))?);
+    measures.extend(names(&directory.0)?);
+    Ok((measures, note))
+}
+
+/// A buffer in which every 8 bytes hold the number of their block: what is read back can be told from anything else.
+struct Block {
+    bytes: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Block {
+    fn new(length: usize) -> Self {
+        let bytes = vec![0; length + ALIGNMENT];
+        let start = bytes.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        Self { bytes, start, length }
+    }
+
+    fn content(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.length]
+    }
+
+    fn fill(&mut self, number: u64) -> &[u8] {
+        for word in self.content().chunks_exact_mut(8) {
+            word.copy_from_slice(&number.to_le_bytes());
+        }
+        self.content()
+    }
+
+    /// Whether all of it is of that block.
+    fn holds(&mut self, number: u64) -> bool {
+        self.content()
+            .chunks_exact(8)
+            .all(|word| word == number.to_le_bytes())
+    }
+}
+
+fn small() -> Result<u64> {
+    Ok(u64::try_from(SMALL)?)
+}
+
+/// In blocks of 128 KiB, numbered by the 4 KiB, and waited for at the end. The sum is of what was written.
+fn write_all(path: &Path) -> Result<u64> {
+    let mut file = File::create(path)?;
+    let (small, mut written, mut number) = (small()?, 0, 0);
+    let (mut large, mut block) = (Vec::with_capacity(LARGE), Block::new(SMALL));
+    while written < BYTES {
+        large.clear();
+        while large.len() < LARGE {
+            large.extend_from_slice(block.fill(number));
+            number += 1;
+        }
+        file.write_all(&large)?;
+        written += u64::try_from(large.len())?;
+    }
+    file.sync_all()?;
+    ensure!(number == BYTES / small, "{number} blocks were written");
+    Ok(number)
+}
+
+/// Lets the kernel that this runs on forget the file's pages.
+fn forget(path: &Path) -> Result<()> {
+    let file = File::open(path)?;
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
+}
+
+/// The number of blocks that hold what they should.
+fn read_all(path: &Path) -> Result<u64> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; LARGE];
+    let (mut number, mut right) = (0_u64, 0);
+    for _ in 0..BYTES / u64::try_from(LARGE)? {
+        file.read_exact(&mut buffer)?;
+        for block in buffer.chunks(SMALL) {
+            let word = number.to_le_bytes();
+            right += u64::from(block.starts_with(&word) && block.ends_with(&word));
+            number += 1;
+        }
+    }
+    Ok(right)
+}
+
+/// Past the page cache, where the file system does that.
+fn open_direct(path: &Path) -> Result<(File, Option<&'static str>)> {
+    let open = |flags: OFlags| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(i32::try_from(flags.bits()).map_err(io::Error::other)?)
+            .open(path)
+    };
+    match open(OFlags::DIRECT) {
+        Ok(file) => Ok((file, None)),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+            Ok((open(OFlags::empty())?, Some(CACHED)))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The same blocks in each run, without one twice: steps by a number that has no factor in common with theirs.
+fn chosen() -> Result<impl Iterator<Item = u64>> {
+    let blocks = BYTES / small()?;
+    Ok((0..RANDOM).map(move |turn| (turn * 7919 + 13) % blocks))
+}
+
+fn random_read(file: &File) -> Result<u64> {
+    let (small, mut block, mut right) = (small()?, Block::new(SMALL), 0);
+    for number in chosen()? {
+        file.read_exact_at(block.content(), number * small)?;
+        right += u64::from(block.holds(number));
+    }
+    Ok(right)
+}
+
+fn random_write(file: &File) -> Result<u64> {
+    let (small, mut block) = (small()?, Block::new(SMALL));
+    for number in chosen()? {
+        file.write_all_at(block.fill(number), number * small)?;
+    }
+    Ok(RANDOM)
+}
+
+/// Each waits until what it has appended is on the disk.
+fn syncs(path: &Path) -> Result<u64> {
+    let mut file = File::create(path)?;
+    let mut block = Block::new(SMALL);
+    for number in 0..SYNCS {
+        file.write_all(block.fill(number))?;
+        file.sync_data()?;
+    }
+    Ok(file.metadata()?.len() / small()?)
+}
+
+/// Small files: made, looked at, looked for in vain, and removed.
+fn names(directory: &Path) -> Result<Vec<Measure>> {
+    let directory = directory.join("names");
+    fs::create_dir(&directory)?;
+    let path = |number: u64| directory.join(format!("file-{number}"));
+    let create = timed("create", FILES, || {
+        for number in 0..FILES {
+            File::create_new(path(number))?;
+        }
+        Ok(u64::try_from(fs::read_dir(&directory)?.count())?)
+    })?;
+    let stat = timed("stat", FILES, || {
+        Ok((0..FILES)
+            .map(|number| u64::from(fs::metadata(path(number)).is_ok_and(|file| file.len() == 0)))
+            .sum())
+    })?;
+    let absent = |number: u64| {
+        let missing = directory.join(format!("absent-{number}"));
+        fs::metadata(missing).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    };
+    let lookup = timed("stat-absent", FILES, || {
+        Ok((0..FILES).map(|number| u64::from(absent(number))).sum())
+    })?;
+    let unlink = timed("unlink", FILES, || {
+        for number in 0..FILES {
+            fs::remove_file(path(number))?;
+        }
+        Ok(FILES - u64::try_from(fs::read_dir(&directory)?.count())?)
+    })?;
+    Ok(vec![create, stat, lookup, unlink])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_told_apart() {
+        let mut block = Block::new(SMALL);
+        assert_eq!(block.fill(7).as_ptr().align_offset(ALIGNMENT), 0);
+        assert!(block.holds(7) && !block.holds(8));
+        block.content()[SMALL - 1] = 1;
+        assert!(!block.holds(7));
+    }
+
+    #[test]
+    fn no_block_is_chosen_twice() {
+        let mut numbers: Vec<_> = chosen().unwrap().collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(u64::try_from(numbers.len()).unwrap(), RANDOM);
+    }
+}

@@ -1,0 +1,231 @@
+//! `rvm network`: its verbs and their messages, other ways to be connected than a network, and what changes while a container
+//! runs.
+
+use anyhow::Result;
+use rvm_tests::both_modes;
+use rvm_tests::images::BUSYBOX;
+use rvm_tests::rvm::{Isolation, Rvm};
+
+/// The names of a container's interfaces.
+fn interfaces(rvm: &Rvm, name: &str) -> Result<Vec<String>> {
+    let output = rvm.call(["exec", name, "ls", "/sys/class/net"])?.ok();
+    Ok(output.text().split_whitespace().map(str::to_owned).collect())
+}
+
+#[test]
+fn networks_are_made_listed_and_removed() -> Result<()> {
+    rvm_tests::rvm::in_mode(Isolation::Container, |rvm| {
+        let rvm = &rvm.connected();
+        let id = rvm
+            .call(["network", "create", "--label", "tier=test", "app"])?
+            .ok()
+            .text();
+        assert_eq!(id.len(), 64);
+        let list = rvm.call(["network", "ls"])?.ok().text();
+        let words: Vec<Vec<&str>> = list
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(words[0], ["NETWORK", "ID", "NAME", "DRIVER", "SCOPE"]);
+        let rows: Vec<&[&str]> = words[1..].iter().map(|row| &row[1..]).collect();
+        assert_eq!(
+            rows,
+            [
+                ["app", "bridge", "local"],
+                ["bridge", "bridge", "local"],
+                ["host", "host", "local"],
+                ["none", "null", "local"]
+            ]
+        );
+        assert_eq!(
+            rvm.call(["network", "ls", "-q", "--filter", "label=tier=test"])?
+                .ok()
+                .text(),
+            id[..12]
+        );
+        assert_eq!(
+            rvm.call([
+                "network",
+                "ls",
+                "--filter",
+                "type=custom",
+                "--format",
+                "{{.Name}}"
+            ])?
+            .ok()
+            .text(),
+            "app"
+        );
+        let subnet = rvm
+            .call(["network", "inspect", "--format", "{{json .IPAM.Config}}", "app"])?
+            .ok()
+            .text();
+        assert!(subnet.contains("\"Subnet\":\"10."), "{subnet}");
+
+        let refused = |arguments: &[&str], expected: &[&str]| -> Result<()> {
+            rvm.call([&["network"], arguments].concat())?.failed(1, expected);
+            Ok(())
+        };
+        refused(&["create", "app"], &["network with name app already exists"])?;
+        refused(
+            &["create", "host"],
+            &["operation is not permitted on predefined host network"],
+        )?;
+        refused(&["create", "a/b"], &["cannot name a network"])?;
+        refused(&["create", "--subnet", "10.99.0.1/24", "x"], &["10.99.0.0/24"])?;
+        refused(
+            &["rm", "bridge"],
+            &["bridge is a pre-defined network and cannot be removed"],
+        )?;
+        refused(
+            &["rm", "nothing"],
+            &["network nothing not found", "rvm network ls"],
+        )?;
+        rvm.call(["network", "rm", "-f", "nothing"])?.ok();
+        rvm.call([
+            "network",
+            "create",
+            "--subnet",
+            "10.99.0.0/24",
+            "--gateway",
+            "10.99.0.9",
+            "fixed",
+        ])?
+        .ok();
+        refused(
+            &["create", "--subnet", "10.99.0.0/16", "x"],
+            &["Pool overlaps with other one on this address space"],
+        )?;
+
+        rvm.detach(
+            "user",
+            &[
+                "--network",
+                "fixed",
+                "--ip",
+                "10.99.0.50",
+                BUSYBOX,
+                "sleep",
+                "1000",
+            ],
+        )?;
+        refused(&["rm", "fixed"], &["network fixed has active endpoints (user)"])?;
+        let shown = rvm
+            .call(["network", "inspect", "--format", "{{json .Containers}}", "fixed"])?
+            .ok()
+            .text();
+        assert!(
+            shown.contains("\"IPv4Address\":\"10.99.0.50/24\"") && shown.contains("\"Name\":\"user\""),
+            "{shown}"
+        );
+        for (address, expected) in [
+            ("10.99.0.50", "Address already in use"),
+            ("10.98.0.1", "It does not belong to any of this network's subnets"),
+            ("10.99.0.9", "it belongs to the network itself"),
+        ] {
+            rvm.run(["--network", "fixed", "--ip", address, BUSYBOX, "true"])?
+                .failed(125, &[expected]);
+        }
+        rvm.run(["--ip", "10.99.0.60", BUSYBOX, "true"])?.failed(
+            125,
+            &["user specified IP address is supported on user defined networks only"],
+        );
+        rvm.run(["--network", "nothing", BUSYBOX, "true"])?
+            .failed(125, &["network nothing not found"]);
+        rvm.call(["kill", "user"])?.ok();
+        rvm.call(["wait", "user"])?.ok();
+        assert_eq!(
+            rvm.call(["network", "prune", "-f"])?.ok().text(),
+            "Deleted Networks:\napp"
+        );
+        rvm.call(["rm", "-f", "user"])?.ok();
+        assert_eq!(
+            rvm.call(["network", "prune", "-f"])?.ok().text(),
+            "Deleted Networks:\nfixed"
+        );
+        let actions = rvm.call([
+            "events",
+            "--since",
+            "1h",
+            "--until",
+            "0s",
+            "-f",
+            "type=network",
+            "--format",
+            "{{.Action}} {{.Actor.Attributes.name}}",
+        ])?;
+        assert!(actions.ok().text().contains("destroy fixed"));
+        Ok(())
+    })
+}
+
+both_modes! {
+    fn a_container_is_connected_otherwise_or_not_at_all(rvm) {
+        let rvm = &rvm.connected();
+        rvm.detach("lone", &["--network", "none", BUSYBOX, "sleep", "1000"])?;
+        assert_eq!(interfaces(rvm, "lone")?, ["lo"]);
+        assert_ne!(rvm.call(["exec", "lone", "cat", "/etc/hosts"])?.code, 0, "its image has none");
+        assert_eq!(rvm.call(["inspect", "--format", "{{.HostConfig.NetworkMode}}", "lone"])?.ok().text(), "none");
+        rvm.call(["network", "connect", "bridge", "lone"])?.failed(1, &["network mode none"]);
+        if rvm.isolation() == Isolation::Vm {
+            rvm.run(["--network", "host", BUSYBOX, "true"])?.failed(125, &["a virtual machine cannot use the host's network", "hint"]);
+            rvm.run(["--network", "container:lone", BUSYBOX, "true"])?.failed(125, &["a virtual machine cannot use another container's network"]);
+            rvm.in_the_other_mode().run(["--network", "container:lone", BUSYBOX, "true"])?.failed(125, &["lone is a virtual machine"]);
+        } else {
+            let own: Vec<String> = std::fs::read_dir("/sys/class/net")?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect::<Result<_>>()?;
+            let shown = rvm.run(["--network", "host", BUSYBOX, "ls", "/sys/class/net"])?.ok().text();
+            assert_eq!(shown.split_whitespace().count(), own.len(), "{shown}");
+            rvm.detach("served", &["-h", "served", BUSYBOX, "nc", "-ll", "-p", "80", "-e", "hostname"])?;
+            let shared = ["--network", "container:served", BUSYBOX, "nc", "-w", "5", "127.0.0.1", "80"];
+            assert_eq!(rvm.run(shared)?.ok().text(), "served");
+            let hosts = rvm.run(["--network", "container:served", BUSYBOX, "cat", "/etc/hosts"])?.ok().text();
+            assert!(hosts.ends_with("\tserved"), "{hosts}");
+            rvm.call(["rm", "-f", "served"])?.ok();
+            rvm.run(["--network", "container:nobody", BUSYBOX, "true"])?.failed(125, &["nobody"]);
+        }
+        rvm.run(["--network", "none", "--ip", "10.0.0.1", BUSYBOX, "true"])?.failed(125, &["conflicting options"]);
+        rvm.run(["--network", "none", "--network", "bridge", BUSYBOX, "true"])?.failed(125, &["conflicting options"]);
+        rvm.call(["rm", "-f", "lone"])?.ok();
+        let hosts = rvm.run(["--add-host", "db:10.1.2.3", "--add-host", "here:host-gateway", "--dns-search", "x.example", BUSYBOX, "cat", "/etc/hosts", "/etc/resolv.conf"])?;
+        let text = hosts.ok().text();
+        assert!(text.contains("10.1.2.3\tdb\n") && text.contains(".1\there\n") && text.contains("search x.example"), "{text}");
+    }
+
+    fn networks_are_joined_and_left_later(rvm) {
+        let rvm = &rvm.connected();
+        rvm.call(["network", "create", "more"])?.ok();
+        rvm.detach("moving", &[BUSYBOX, "sleep", "1000"])?;
+        let connect = ["network", "connect", "--alias", "later", "more", "moving"];
+        if rvm.isolation() == Isolation::Vm {
+            rvm.call(connect)?.failed(1, &["moving is a running virtual machine", "rvm stop moving"]);
+            rvm.call(["stop", "-t", "0", "moving"])?.ok();
+            rvm.call(connect)?.ok();
+            rvm.call(["start", "moving"])?.ok();
+        } else {
+            rvm.call(connect)?.ok();
+        }
+        assert_eq!(interfaces(rvm, "moving")?, ["eth0", "eth1", "lo"]);
+        rvm.call(connect)?.failed(1, &["endpoint with name moving already exists in network more"]);
+        let aliases = rvm.call(["inspect", "--format", "{{json .NetworkSettings.Networks.more.Aliases}}", "moving"])?;
+        assert_eq!(aliases.ok().text(), r#"["later"]"#);
+        rvm.call(["network", "disconnect", "nothing", "moving"])?.failed(1, &["network nothing not found"]);
+        if rvm.isolation() == Isolation::Vm {
+            rvm.call(["network", "disconnect", "bridge", "moving"])?.failed(1, &["running virtual machine"]);
+            rvm.call(["stop", "-t", "0", "moving"])?.ok();
+            rvm.call(["network", "disconnect", "bridge", "moving"])?.ok();
+            rvm.call(["start", "moving"])?.ok();
+            assert_eq!(interfaces(rvm, "moving")?, ["eth0", "lo"]);
+        } else {
+            rvm.call(["network", "disconnect", "bridge", "moving"])?.ok();
+            assert_eq!(interfaces(rvm, "moving")?, ["eth1", "lo"]);
+        }
+        // What is left leads elsewhere now.
+        let routes = rvm.call(["exec", "moving", "ip", "route"])?.ok().text();
+        assert!(routes.contains("default via 10."), "{routes}");
+        rvm.call(["network", "disconnect", "bridge", "moving"])?.failed(1, &["moving is not connected to network bridge"]);
+        rvm.call(["rm", "-f", "moving"])?.ok();
+        rvm.call(["network", "rm", "more"])?.ok();
+    }
+}
