@@ -47,5 +47,5 @@ pub use pid1::FORWARDED;
 pub use plan::{EntryPlan, Plan};
 pub use process::{Container, Entered, Error, Exit, StartError, Stdio, create, enter};
 pub use sync::Remote;
-pub use sys::{resolve_by_files_and_dns, signal};
+pub use sys::{release_program_pages, resolve_by_files_and_dns, signal};
 pub use terminal::resize;

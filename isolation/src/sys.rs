@@ -24,6 +24,53 @@ pub fn resolve_by_files_and_dns() {
     }
 }
 
+/// Gives back the pages of this program's code and constants that are mapped in it, for a process that has started and will
+/// from now on need little of them. What is needed again is mapped again, from the page cache. madvise(2), `MADV_DONTNEED`.
+///
+/// # Errors
+/// The kernel's; the pages are then still there.
+pub fn release_program_pages() -> io::Result<()> {
+    /// # Safety
+    /// As dl_iterate_phdr(3) calls it: `object` is one loaded object with its `dlpi_phnum` program headers, `outcome` what was
+    /// given with this function.
+    unsafe extern "C" fn release(
+        object: *mut libc::dl_phdr_info,
+        _size: libc::size_t,
+        outcome: *mut c_void,
+    ) -> c_int {
+        // SAFETY: both are valid for the call, see above, and nobody else has them; the headers are never written.
+        let (outcome, base, headers) = unsafe {
+            let object = &*object;
+            let headers = std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into());
+            (&mut *outcome.cast::<io::Result<()>>(), object.dlpi_addr, headers)
+        };
+        // SAFETY: sysconf(3) reads a constant of the system.
+        let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        for header in headers {
+            if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
+                continue;
+            }
+            let start = (base + header.p_vaddr).next_multiple_of(page);
+            let end = (base + header.p_vaddr + header.p_filesz) / page * page;
+            let Some(length) = end.checked_sub(start).filter(|length| *length > 0) else {
+                continue;
+            };
+            // SAFETY: these whole pages are of a segment that is mapped from the program's file and that nothing may write
+            // to, neither the program nor, since it has no text relocations, its loader: read again, they are the same.
+            let released =
+                unsafe { libc::madvise(start as *mut c_void, length as usize, libc::MADV_DONTNEED) };
+            if let Err(error) = check(released.into()) {
+                *outcome = Err(error);
+            }
+        }
+        0
+    }
+    let mut outcome = Ok(());
+    // SAFETY: `release` is what dl_iterate_phdr(3) wants, and `outcome` outlives the call.
+    unsafe { libc::dl_iterate_phdr(Some(release), (&raw mut outcome).cast()) };
+    outcome
+}
+
 /// Gives the calling thread mounts, a root directory and a working directory of its own.
 pub(crate) fn leave_mounts() -> io::Result<()> {
     // SAFETY: unshare(2) takes flags alone. These two change nothing that other threads see or that memory or descriptors
@@ -502,5 +549,25 @@ fn check(result: c_long) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::release_program_pages;
+
+    /// Pages of files that are mapped in this process and present, in kB. proc_pid_status(5).
+    fn resident_file_pages() -> u64 {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix("RssFile:"));
+        value.unwrap().trim_end_matches("kB").trim().parse().unwrap()
+    }
+
+    #[test]
+    fn a_program_goes_on_without_the_pages_of_its_start() {
+        let before = resident_file_pages();
+        release_program_pages().unwrap();
+        let after = resident_file_pages();
+        assert!(after < before, "{before} kB before, {after} kB after");
     }
 }

@@ -385,6 +385,8 @@ impl Supervisor {
             .health
             .map(|check| self.watch_health(check, access.clone()));
         self.clients.started(access);
+        // From here on it rests. Where this fails, it rests with more memory.
+        let _ = rvm_isolation::release_program_pages();
         let exit = runtime.wait();
         if let Some((runs, watcher)) = health {
             drop(runs);
