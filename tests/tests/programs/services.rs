@@ -1,102 +1,14 @@
-//! Images of programs as people run them: what rvm shows of each is, entry by entry, what umoci unpacks of it, fsck.erofs
-//! accepts every layer, and services serve in both modes.
-//!
-//! Compiled with the feature `programs` only. The images have some gigabytes: `scripts/test --soak` makes them, and says in
-//! RVM_TEST_PROGRAMS where tests/images/add-probe put them.
-#![forbid(unsafe_code)]
+//! Services that stand still, stop, are killed and start again.
 
-use std::env;
-use std::fs;
-use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use rvm_tests::command::{LIMIT, Output, Running, finish, tool};
-use rvm_tests::rvm::{Isolation, Rvm, alone};
-use rvm_tests::tree::{self, Entry};
-use rvm_tests::wait::wait_until;
+use anyhow::{Result, ensure};
+use rvm_tests::command::{LIMIT, Output, Running};
+use rvm_tests::rvm::Rvm;
 
-/// Images there are.
-const PROGRAMS: usize = 6;
-
-fn entries(text: &str) -> Result<Vec<Entry>> {
-    text.lines()
-        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
-        .collect()
-}
-
-/// Where tests/images/add-probe put the images.
-fn directory() -> Result<PathBuf> {
-    let directory =
-        env::var_os("RVM_TEST_PROGRAMS").context("RVM_TEST_PROGRAMS is not set: run scripts/test")?;
-    Ok(directory.into())
-}
-
-/// An installation with the images, in container mode.
-fn programs() -> Result<&'static Rvm> {
-    static LOADED: OnceLock<Rvm> = OnceLock::new();
-    if let Some(rvm) = LOADED.get() {
-        return Ok(rvm);
-    }
-    let rvm = Rvm::empty(Isolation::Container, "programs")?;
-    let mut load = rvm.command(["load", "-q", "-i"])?;
-    load.arg(directory()?.join("packages.layout"));
-    finish(load, 15 * LIMIT)?.ok();
-    Ok(LOADED.get_or_init(|| rvm))
-}
-
-#[test]
-fn every_program_s_files_are_those_that_umoci_unpacks() -> Result<()> {
-    let _alone = alone();
-    let (directory, rvm) = (directory()?, programs()?);
-    for layer in fs::read_dir(rvm.root().join("layers/sha256"))? {
-        tool("fsck.erofs", &[layer?.path().to_str().context("not text")?])?;
-    }
-    let mut compared = 0;
-    for entry in fs::read_dir(&directory)? {
-        let path = entry?.path();
-        if path.extension().is_none_or(|extension| extension != "tree") {
-            continue;
-        }
-        let name = path
-            .file_stem()
-            .and_then(|name| name.to_str())
-            .context("no name")?;
-        let image = format!("packages.layout:{name}");
-        // What is left out was left out on the other side, too: there the runtime mounts something of its own.
-        let arguments = ["--rm", &image, "/probe", "tree", "/", "proc", "sys", "dev"];
-        let inside = finish(rvm.run_command(arguments)?, 5 * LIMIT)?.ok().text();
-        let (unpacked, inside) = (entries(&fs::read_to_string(&path)?)?, entries(&inside)?);
-        ensure!(unpacked.len() > 5000, "{name} has {} entries", unpacked.len());
-        let differences = tree::differences(&unpacked, &inside);
-        ensure!(
-            differences.is_empty(),
-            "{name}; left: umoci's tree, right: as seen inside\n{differences}"
-        );
-        compared += 1;
-    }
-    ensure!(compared == PROGRAMS, "{compared} images were compared");
-    Ok(())
-}
-
-/// Runs a test body once in each mode.
-fn in_both_modes(body: impl Fn(&Rvm) -> Result<()>) -> Result<()> {
-    let _alone = alone();
-    let rvm = programs()?;
-    for rvm in [rvm, &rvm.in_the_other_mode()] {
-        let outcome = body(rvm).with_context(|| rvm.isolation().name());
-        if outcome.is_err() {
-            // Do not let one failure become the next test's.
-            let _ = rvm.remove_containers();
-        }
-        outcome?;
-        assert_eq!(rvm.containers()?, [""; 0]);
-    }
-    Ok(())
-}
+use crate::{answers, exec, in_both_modes};
 
 /// Starts a service and waits until `probe`, run in it, says `answer`.
 fn serve(rvm: &Rvm, name: &str, command: &[&str], probe: &[&str], answer: &str) -> Result<()> {
@@ -106,25 +18,6 @@ fn serve(rvm: &Rvm, name: &str, command: &[&str], probe: &[&str], answer: &str) 
         &[&["--restart", "unless-stopped", image.as_str()][..], command].concat(),
     )?;
     answers(rvm, name, probe, answer)
-}
-
-fn answers(rvm: &Rvm, name: &str, probe: &[&str], answer: &str) -> Result<()> {
-    let mut last = None;
-    wait_until(name, 2 * LIMIT, || {
-        let output = exec(rvm, name, probe)?;
-        let fits = output.text().contains(answer);
-        last = Some(output);
-        Ok(fits)
-    })
-    .with_context(|| {
-        let said = last.map(|output| output.describe()).unwrap_or_default();
-        let log = rvm.call(["logs", "--tail", "20", name]).map(|log| log.describe());
-        format!("not {answer:?}: {said}\n{}", log.unwrap_or_default())
-    })
-}
-
-fn exec(rvm: &Rvm, name: &str, command: &[&str]) -> Result<Output> {
-    finish(rvm.command([&["exec", name][..], command].concat())?, 2 * LIMIT)
 }
 
 /// Runs a query, has everything stand still in the middle of it, and gives what it comes to.
