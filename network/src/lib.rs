@@ -25,8 +25,8 @@ mod rules;
 mod store;
 
 pub use files::Error as FileError;
-pub use nft::{NftError, nft, require_nft};
-pub use plane::{Error, Owners, Plane, Port, Wish};
+pub use nft::{NftError, dropping, nft, require_nft};
+pub use plane::{Error, Owners, Plane, Port, Wish, check_addresses};
 pub use random::random;
 pub use rules::table;
 pub use rvm_netlink::Error as LinkError;

@@ -16,6 +16,7 @@ use crate::nft::NftError;
 use crate::store::{self, Blueprint, DEFAULT, Store, StoreError};
 use crate::{files, resolver, rules};
 use admit::admit;
+pub use admit::check_addresses;
 
 /// Whether a container has an owner, by its ID.
 pub type Owners<'a> = &'a dyn Fn(&str) -> bool;
@@ -58,6 +59,11 @@ pub enum Error {
     /// Docker's words.
     #[error("no available IPv{0} addresses on this network's address pools: {1}")]
     Full(u8, String),
+    /// The bridge has no more ports.
+    #[error(
+        "network {0} has as many members as a bridge has ports: 1022; further containers need another network"
+    )]
+    Crowded(String),
     /// Somebody on the network has it.
     #[error("MAC address {0} is already in use on network {1}")]
     MacInUse(String, String),
@@ -173,6 +179,15 @@ impl Plane {
         Ok(self.store.find(wanted)?)
     }
 
+    /// The network with this whole ID.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn definition(&self, id: &str) -> Result<Definition, Error> {
+        let definition = self.store.read(id)?;
+        Ok(definition.ok_or_else(|| StoreError::NotFound(id.to_owned()))?)
+    }
+
     /// The default network; it is made where it is not there yet, with the ID that `new_id` gives.
     ///
     /// # Errors
@@ -202,6 +217,7 @@ impl Plane {
     pub fn create(&self, blueprint: &Blueprint, id: String) -> Result<Definition, Error> {
         store::check_new(&blueprint.name)?;
         let _guard = self.lock()?;
+        store::check_host(blueprint, &self.store.all()?)?;
         let bridge = store::bridge_name(&self.run, Some(&id));
         Ok(self.store.create(blueprint, id, bridge)?)
     }
@@ -407,8 +423,7 @@ impl Plane {
     fn admit_all(&self, wishes: &[Wish]) -> Result<Vec<(Definition, Endpoint)>, Error> {
         let mut admitted = Vec::new();
         for wish in wishes {
-            let definition = self.store.read(&wish.network)?;
-            let definition = definition.ok_or_else(|| StoreError::NotFound(wish.network.clone()))?;
+            let definition = self.definition(&wish.network)?;
             let mut others = self.endpoints(&definition.id)?;
             others.retain(|endpoint| endpoint.container != wish.container);
             let endpoint = admit(&definition, wish, &others)?;
