@@ -196,6 +196,11 @@ impl Store {
 
     /// Finds a network by name, ID or unique beginning of an ID.
     pub(crate) fn find(&self, wanted: &str) -> Result<Definition, StoreError> {
+        // Not all of them are read where it is clear which one is meant.
+        let is_id = wanted.len() == 64 && wanted.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if is_id && let Some(found) = self.read(wanted)? {
+            return Ok(found);
+        }
         let mut all = self.all()?;
         let exact = all
             .iter()
