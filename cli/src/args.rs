@@ -8,6 +8,7 @@ mod images;
 mod keys;
 mod network;
 mod ports;
+mod prune;
 mod registries;
 mod volumes;
 mod workload;
@@ -27,9 +28,10 @@ pub(crate) use self::given::{Health, LogOption, New, Process, PullPolicy, Surrou
 pub(crate) use self::keys::DetachKeys;
 pub(crate) use self::network::{
     Connect, Create as CreateNetwork, Disconnect, InspectNetwork, Ls as LsNetworks, Network, NetworkChoice,
-    NetworkFilter, Networking, Prefix, PruneFilter, PruneNetworks, RemoveNetwork,
+    NetworkFilter, Networking, Prefix, PruneNetworks, RemoveNetwork,
 };
 pub(crate) use self::ports::PortList;
+pub(crate) use self::prune::{PruneFilter, SystemPrune};
 pub(crate) use self::registries::{Login, Logout, Push};
 pub(crate) use self::volumes::{
     Volume, VolumeCreate, VolumeFilter, VolumeInspect, VolumeLs, VolumePrune, VolumePruneFilter, VolumeRm,

@@ -74,6 +74,8 @@ pub fn examine(layout: &Layout) -> Vec<Check> {
     checks.push(asset(Mode::Container, Asset::Resolver));
     checks.push(program(Mode::Vm, "mkfs.ext4", "e2fsprogs"));
     checks.push(program(Mode::Container, "nft", "nftables"));
+    checks.extend([bridges(), forwarding()]);
+    checks.push(packet_filter());
     checks.push(privilege());
     checks.push(controllers());
     checks.extend(["overlay", "erofs"].map(file_system));
@@ -144,6 +146,73 @@ fn controllers() -> Check {
     }
 }
 
+/// A module that is loaded or in the kernel is known there, as it has a version; another is loaded with the first bridge.
+fn bridges() -> Check {
+    let name = "bridge";
+    if Path::new("/sys/module/bridge").exists() {
+        return Check::pass(Mode::Container, name, "in the kernel");
+    }
+    match module(name) {
+        true => Check::pass(Mode::Container, name, "a module of the kernel"),
+        false => Check::fail(
+            Mode::Container,
+            name,
+            "the kernel has no bridges, which networks are made of",
+            "use a kernel with CONFIG_BRIDGE and CONFIG_VETH, or --network none",
+        ),
+    }
+}
+
+/// What networks need is switched on with the first that needs it.
+fn forwarding() -> Check {
+    const SETTING: &str = "/proc/sys/net/ipv4/ip_forward";
+    let name = "IP forwarding";
+    let advice = "run `sysctl net.ipv4.ip_forward=1`, outside where this machine is a container itself";
+    match fs::read_to_string(SETTING) {
+        Ok(value) if value.trim() == "1" => Check::pass(Mode::Container, name, "on"),
+        Ok(_) if rustix::fs::access(SETTING, rustix::fs::Access::WRITE_OK).is_ok() => Check::pass(
+            Mode::Container,
+            name,
+            "off; the first network that needs it switches it on",
+        ),
+        Ok(_) => Check::fail(Mode::Container, name, "off, and cannot be switched on", advice),
+        Err(error) => Check::fail(Mode::Container, name, format!("{SETTING}: {error}"), advice),
+    }
+}
+
+/// Whether the kernel takes rules, and whether others' rules are in the way.
+fn packet_filter() -> Check {
+    let name = "packet filter";
+    match rvm_network::dropping() {
+        Ok(chains) if chains.is_empty() => Check::pass(Mode::Container, name, "nftables"),
+        Ok(chains) => Check {
+            advice: Some("let through what comes from and goes to rvm's bridges: docs/networks.md, Other packet filters".to_owned()),
+            ..Check::pass(
+                Mode::Container,
+                name,
+                format!("{} drops what is forwarded and not let through there", chains.join(", ")),
+            )
+        },
+        Err(error) => Check::fail(
+            Mode::Container,
+            name,
+            chain(&error),
+            "networks need root, nft and a kernel with CONFIG_NF_TABLES; --network none does not",
+        ),
+    }
+}
+
+/// Whether there is a module of this name on disk.
+fn module(name: &str) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let modules = Path::new("/lib/modules").join(release).join("modules.dep");
+    let known = fs::read_to_string(modules).unwrap_or_default();
+    known.lines().any(|line| {
+        let path = line.split(':').next();
+        path.is_some_and(|path| path.contains(&format!("/{name}.ko")))
+    })
+}
+
 /// The kernel loads the module of a file system when it is first mounted, so one on disk is as good.
 fn file_system(name: &'static str) -> Check {
     let builtin = fs::read_to_string("/proc/filesystems").unwrap_or_default();
@@ -154,13 +223,7 @@ fn file_system(name: &'static str) -> Check {
         return Check::pass(Mode::Container, name, "in the kernel");
     }
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let modules = Path::new("/lib/modules").join(&release).join("modules.dep");
-    let known = fs::read_to_string(modules).unwrap_or_default();
-    if known.lines().any(|line| {
-        line.split(':')
-            .next()
-            .is_some_and(|path| path.contains(&format!("/{name}.ko")))
-    }) {
+    if module(name) {
         return Check::pass(Mode::Container, name, "a module of the kernel");
     }
     Check::fail(

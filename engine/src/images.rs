@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
 use rvm_images::{
-    ArchiveKind, Digest, Loaded, NewImage, Progress, Reference, Removed, Source, Summary, Usage,
+    ArchiveKind, Candidate, Digest, Loaded, NewImage, Progress, Reference, Removed, Source, Summary, Usage,
 };
 
 use crate::engine::{Engine, Error};
@@ -128,15 +128,11 @@ impl Engine {
     }
 
     /// Removes the images without a name, or with `all` every one, that no container uses and of which `is_chosen` says
-    /// so when told the moment that they were made (RFC 3339).
+    /// so.
     ///
     /// # Errors
     /// [`Error::Image`], [`Error::Store`].
-    pub fn prune_images(
-        &self,
-        all: bool,
-        is_chosen: &dyn Fn(Option<&str>) -> bool,
-    ) -> Result<Removed, Error> {
+    pub fn prune_images(&self, all: bool, is_chosen: &dyn Fn(&Candidate) -> bool) -> Result<Removed, Error> {
         let _no_new_users = self.lock_images(FlockOperation::LockExclusive)?;
         let users = self.containers()?;
         let images = self.images()?;

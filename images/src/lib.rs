@@ -40,7 +40,7 @@ pub use program::{ProgramError, has_in_root, program_layer};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Kept, LoginError, Registries, RegistryName, RegistryNameError, log_in, log_out};
 pub use store::{
-    ArchiveKind, Checked, Details, Error, Fault, FetchStep, ImageUsage, LayerSize, LoadError, Loaded,
-    NewImage, Progress, PullError, PullRequest, Pulled, PushError, PushRequest, Pushed, Removed, SaveError,
-    SendStep, Source, Space, Store, StoreError, Summary, Usage,
+    ArchiveKind, Candidate, Checked, Details, Error, Fault, FetchStep, ImageUsage, LayerSize, LoadError,
+    Loaded, NewImage, Progress, PullError, PullRequest, Pulled, PushError, PushRequest, Pushed, Removed,
+    SaveError, SendStep, Source, Space, Store, StoreError, Summary, Usage,
 };

@@ -31,6 +31,7 @@ use crate::{Digest, convert, registry};
 pub use check::{Checked, Fault};
 pub use details::{Details, LayerSize};
 pub use import::NewImage;
+pub use prune::Candidate;
 pub use pull::{PullRequest, Pulled};
 pub use push::{PushRequest, Pushed, SendStep};
 pub use save::{ArchiveKind, SaveError};

@@ -5,6 +5,9 @@
 //! and errors by its name, and by its number only where the caller has it from [`Socket::links`].
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzz;
+
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd as _};
@@ -169,20 +172,7 @@ impl Socket {
         Ok(answers
             .into_iter()
             .filter_map(|answer| match answer {
-                RouteNetlinkMessage::NewAddress(message) => {
-                    let address = message.attributes.iter().find_map(|attribute| match attribute {
-                        AddressAttribute::Local(address) => Some(*address),
-                        _ => None,
-                    });
-                    let other = message.attributes.iter().find_map(|attribute| match attribute {
-                        AddressAttribute::Address(address) => Some(*address),
-                        _ => None,
-                    });
-                    Some((
-                        message.header.index,
-                        (address.or(other)?, message.header.prefix_len),
-                    ))
-                }
+                RouteNetlinkMessage::NewAddress(message) => own_address(&message),
                 _ => None,
             })
             .collect())
@@ -477,22 +467,27 @@ impl Socket {
                 Err(error) => return Err(Error::Talk(error)),
             }
         }
-        let mut messages = Vec::new();
-        let mut rest = buffer.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| Error::Answer(error.to_string()))?;
-            // Each begins at a multiple of four bytes; one of no length would never end.
-            let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
-            let next = length.checked_next_multiple_of(4).filter(|next| *next > 0);
-            let next = next.ok_or_else(|| Error::Answer("a message of no length".to_owned()))?;
-            rest = rest.get(next..).unwrap_or_default();
-            if message.header.sequence_number == self.sequence {
-                messages.push(message);
-            }
-        }
-        Ok(messages)
+        messages(&buffer, self.sequence)
     }
+}
+
+/// The messages of a datagram that answer the request with this number.
+fn messages(datagram: &[u8], sequence: u32) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, Error> {
+    let mut messages = Vec::new();
+    let mut rest = datagram;
+    while !rest.is_empty() {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+            .map_err(|error| Error::Answer(error.to_string()))?;
+        // Each begins at a multiple of four bytes; one of no length would never end.
+        let length = usize::try_from(message.header.length).unwrap_or(usize::MAX);
+        let next = length.checked_next_multiple_of(4).filter(|next| *next > 0);
+        let next = next.ok_or_else(|| Error::Answer("a message of no length".to_owned()))?;
+        rest = rest.get(next..).unwrap_or_default();
+        if message.header.sequence_number == sequence {
+            messages.push(message);
+        }
+    }
+    Ok(messages)
 }
 
 fn set_up(message: &mut LinkMessage) {
@@ -522,6 +517,22 @@ fn link(message: LinkMessage) -> Option<Link> {
         }
     }
     (!found.name.is_empty()).then_some(found)
+}
+
+/// An address of an interface; where it has a peer, its own one.
+fn own_address(message: &AddressMessage) -> Option<(u32, Prefix)> {
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let other = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    Some((
+        message.header.index,
+        (local.or(other)?, message.header.prefix_len),
+    ))
 }
 
 fn destination(message: &RouteMessage) -> Option<Prefix> {

@@ -66,7 +66,7 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
 pub(crate) fn remove(path: &Path) -> Result<bool, Error> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
-        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) if is_absent(&source) => Ok(false),
         Err(source) => Err(error("remove", path)(source)),
     }
 }

@@ -11,7 +11,11 @@ pub mod definition;
 pub mod egress;
 pub mod endpoint;
 mod files;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(clippy::unwrap_used, reason = "a harness panics where something is broken")]
+pub mod fuzz;
 mod host;
+mod nft;
 mod plane;
 pub mod proxy;
 pub mod publish;
@@ -21,8 +25,9 @@ mod rules;
 mod store;
 
 pub use files::Error as FileError;
-pub use plane::{Error, Owners, Plane, Port, Wish};
+pub use nft::{NftError, dropping, nft, require_nft};
+pub use plane::{Error, Owners, Plane, Port, Wish, check_addresses};
 pub use random::random;
-pub use rules::{NftError, nft, require_nft, table};
+pub use rules::table;
 pub use rvm_netlink::Error as LinkError;
 pub use store::{Addressing, Blueprint, DEFAULT, StoreError, is_valid_name};

@@ -75,6 +75,16 @@ pub enum StoreError {
         /// Whose it is.
         other: String,
     },
+    /// This machine is on it, and would not reach it any more.
+    #[error("invalid subnet {subnet}: this machine's interface {interface} has {address}")]
+    OfHost {
+        /// What was asked for.
+        subnet: String,
+        /// The interface.
+        interface: String,
+        /// Its address, and the length of the prefix.
+        address: String,
+    },
     /// The subnet or what is in it makes no sense.
     #[error("invalid subnet {subnet}: {reason}")]
     Subnet {
@@ -186,6 +196,11 @@ impl Store {
 
     /// Finds a network by name, ID or unique beginning of an ID.
     pub(crate) fn find(&self, wanted: &str) -> Result<Definition, StoreError> {
+        // Not all of them are read where it is clear which one is meant.
+        let is_id = wanted.len() == 64 && wanted.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if is_id && let Some(found) = self.read(wanted)? {
+            return Ok(found);
+        }
         let mut all = self.all()?;
         let exact = all
             .iter()
@@ -250,6 +265,40 @@ impl Store {
         files::remove(&self.path(id))?;
         Ok(())
     }
+}
+
+/// Checks that no interface of this machine is on a subnet that is asked for, but for bridges of networks: those have a message
+/// of their own. Routes may lead there: what is nearer comes first.
+pub(crate) fn check_host(blueprint: &Blueprint, networks: &[Definition]) -> Result<(), StoreError> {
+    if blueprint.ipv4.subnet.is_none() && blueprint.ipv6.subnet.is_none() {
+        return Ok(());
+    }
+    let mut host = Socket::open()?;
+    let links = host.links()?;
+    for (index, (address, prefix)) in host.addresses()? {
+        let subnet = match (address, blueprint.ipv4.subnet, blueprint.ipv6.subnet) {
+            (IpAddr::V4(address), Some(asked), _) if overlap(asked, (address, prefix)) => {
+                format!("{}/{}", asked.0, asked.1)
+            }
+            (IpAddr::V6(address), _, Some(asked)) if overlap(asked, (address, prefix)) => {
+                format!("{}/{}", asked.0, asked.1)
+            }
+            _ => continue,
+        };
+        let name = links
+            .iter()
+            .find(|link| link.index == index)
+            .map(|link| link.name.clone());
+        let interface = name.unwrap_or_else(|| index.to_string());
+        if !networks.iter().any(|network| network.bridge == interface) {
+            return Err(StoreError::OfHost {
+                subnet,
+                interface,
+                address: format!("{address}/{prefix}"),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Whether a user may make a network of this name.
@@ -371,7 +420,8 @@ fn lay_out<A: Address>(
         return Err(wrong(format!("the network is {}/{prefix}", first.into())));
     }
     let plain = address.into();
-    if plain.is_loopback() || plain.is_multicast() || plain.is_unspecified() {
+    let is_of_link = matches!(plain, IpAddr::V6(address) if address.is_unicast_link_local());
+    if plain.is_loopback() || plain.is_multicast() || plain.is_unspecified() || is_of_link {
         return Err(wrong("no network can have these addresses".to_owned()));
     }
     if let Some((other, _)) = theirs

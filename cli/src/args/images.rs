@@ -9,6 +9,7 @@ use rvm_engine::condition;
 use rvm_images::{Change, Reference};
 
 use super::containers::EVENTS_EXAMPLES;
+use super::prune::{PruneFilter, SYSTEM_PRUNE_EXAMPLES, SystemPrune};
 use super::{Events, Images, InspectFormat, Load, Pull, Rmi};
 use crate::output::Template;
 
@@ -343,9 +344,9 @@ pub(crate) struct ImagePrune {
     #[arg(short, long)]
     pub(crate) force: bool,
     /// Only images that were made before a date (until=2026-01-31), a moment (until=2026-01-31T12:00:00Z) or so long
-    /// ago (until=36h)
-    #[arg(long, value_name = "until=TIME")]
-    pub(crate) filter: Vec<Until>,
+    /// ago (until=36h), and that have a label (label=NAME[=VALUE]) or do not (label!=NAME[=VALUE])
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) filter: Vec<PruneFilter>,
 }
 
 /// A filter: what was made before a moment, in milliseconds since the epoch.
@@ -372,6 +373,9 @@ pub(crate) enum System {
     /// Show what images, containers and volumes take on the disk
     #[command(after_help = DF_EXAMPLES)]
     Df(Df),
+    /// Remove what nothing uses: containers that have ended, networks, images, and volumes if that is said
+    #[command(after_help = SYSTEM_PRUNE_EXAMPLES)]
+    Prune(SystemPrune),
     /// Verify every blob and every layer of the image store
     #[command(after_help = CHECK_EXAMPLES)]
     Check(Check),

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args as ClapArgs, Subcommand};
 use rvm_engine::condition;
 use rvm_engine::network::{Attachment, HostAddress, MacAddress, is_valid_network_name};
 
-use super::images::Until;
+use super::prune::PruneFilter;
 use super::{InspectFormat, ListFormat};
 
 pub(super) const NETWORK_EXAMPLES: &str = "\
@@ -28,8 +28,16 @@ const CONNECT_EXAMPLES: &str = "\
 Examples:
   rvm network connect --alias db app postgres
   rvm network connect --ip 192.168.7.9 app web
+  rvm network connect --mac-address 02:00:00:00:00:09 app web
 
 A container on this machine's kernel is connected at once, one in a virtual machine when it is started next.";
+
+const DISCONNECT_EXAMPLES: &str = "\
+Examples:
+  rvm network disconnect app web
+  rvm network disconnect -f app 3fa2b1c9d0e4
+
+Published ports that led by the network lead by another one of the container's from then on, if one leads anywhere.";
 
 const PRUNE_EXAMPLES: &str = "\
 Examples:
@@ -206,7 +214,7 @@ pub(crate) enum Network {
     #[command(after_help = CONNECT_EXAMPLES)]
     Connect(Connect),
     /// Take a container off a network
-    #[command(after_help = "Examples:\n  rvm network disconnect app web")]
+    #[command(after_help = DISCONNECT_EXAMPLES)]
     Disconnect(Disconnect),
     /// Remove networks
     #[command(visible_alias = "remove", after_help = "Examples:\n  rvm network rm app")]
@@ -342,6 +350,9 @@ pub(crate) struct Connect {
     /// IPv6 address on the network
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) ip6: Option<Ipv6Addr>,
+    /// Hardware address on the network [default: one that goes with the IPv4 address]
+    #[arg(long, value_name = "MAC")]
+    pub(crate) mac_address: Option<MacAddress>,
     /// Name or ID of the network
     pub(crate) network: String,
     /// Name or ID of the container
@@ -350,6 +361,9 @@ pub(crate) struct Connect {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Disconnect {
+    /// Remove what is left on the network of a container that was killed or is no more, too
+    #[arg(short, long)]
+    pub(crate) force: bool,
     /// Name or ID of the network
     pub(crate) network: String,
     /// Name or ID of the container
@@ -374,30 +388,6 @@ pub(crate) struct PruneNetworks {
     /// Remove only those that fit: label=NAME[=VALUE], label!=NAME[=VALUE], until=TIME
     #[arg(long, value_name = "NAME=VALUE", action = ArgAction::Append)]
     pub(crate) filter: Vec<PruneFilter>,
-}
-
-/// Which unused networks are removed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum PruneFilter {
-    Label(condition::Label),
-    NotLabel(condition::Label),
-    Until(Until),
-}
-
-impl FromStr for PruneFilter {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(label) = text.strip_prefix("label!=") {
-            return Ok(Self::NotLabel(label.into()));
-        }
-        let (name, value) = condition::split(text)?;
-        match name {
-            "label" => Ok(Self::Label(value.into())),
-            "until" => text.parse().map(Self::Until),
-            _ => Err(format!("invalid filter '{text}'")),
-        }
-    }
 }
 
 #[cfg(test)]

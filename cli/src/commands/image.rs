@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use rvm_engine::Engine;
-use rvm_images::{Details, Removed};
+use rvm_images::Details;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{history, images, import, load, pull, rmi, save};
+use super::{history, images, import, load, prune, pull, rmi, save};
 use crate::args::{Image, ImageInspect, ImagePrune, Tag};
 use crate::output;
 
@@ -21,7 +21,7 @@ pub(super) fn run(engine: &Engine, command: Image) -> Result<u8> {
         Image::Load(arguments) => load::run(engine, arguments),
         Image::Save(arguments) => save::run(engine, &arguments),
         Image::Import(arguments) => import::run(engine, arguments),
-        Image::Prune(arguments) => prune(engine, &arguments),
+        Image::Prune(arguments) => remove_unused(engine, &arguments),
     }
 }
 
@@ -110,20 +110,14 @@ fn describe(image: &Details) -> ImageDocument {
     }
 }
 
-fn prune(engine: &Engine, arguments: &ImagePrune) -> Result<u8> {
-    let before = arguments.filter.iter().map(|until| until.0).min();
+fn remove_unused(engine: &Engine, arguments: &ImagePrune) -> Result<u8> {
     if !arguments.force && !is_confirmed(arguments.all)? {
         return Ok(0);
     }
-    let is_chosen = |created: Option<&str>| match before {
-        None => true,
-        // What does not say when it was made is not known to be older.
-        Some(before) => created
-            .and_then(output::moment)
-            .is_some_and(|created| created < before),
-    };
-    let removed = engine.prune_images(arguments.all, &is_chosen)?;
-    report(&removed)?;
+    let removed = engine.prune_images(arguments.all, &|image| prune::is_chosen(&arguments.filter, image))?;
+    let mut lines = prune::images_section(&removed);
+    lines.push(prune::reclaimed(removed.freed_bytes));
+    output::lines(lines)?;
     Ok(0)
 }
 
@@ -133,19 +127,4 @@ fn is_confirmed(all: bool) -> Result<bool> {
     } else {
         "all dangling images"
     })
-}
-
-fn report(removed: &Removed) -> Result<()> {
-    let mut lines = Vec::new();
-    if !removed.deleted.is_empty() {
-        lines.push("Deleted Images:".to_owned());
-        lines.extend(removed.untagged.iter().map(|name| format!("untagged: {name}")));
-        lines.extend(removed.deleted.iter().map(|id| format!("deleted: {id}")));
-        lines.push(String::new());
-    }
-    lines.push(format!(
-        "Total reclaimed space: {}",
-        output::size(removed.freed_bytes)
-    ));
-    output::lines(lines)
 }

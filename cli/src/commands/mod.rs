@@ -23,6 +23,7 @@ mod logs;
 mod network;
 mod pause;
 mod port;
+mod prune;
 mod ps;
 mod pull;
 mod push;
@@ -153,9 +154,13 @@ fn each(names: &[String], mut verb: impl FnMut(&str) -> Result<()>) -> Result<u8
     Ok(code)
 }
 
-/// Asks whether what is said is to be removed, in Docker's words.
+/// Asks whether what is said is to be removed, in Docker's words: one thing, or a list after a colon.
 fn is_confirmed(what: &str) -> Result<bool> {
-    let question = format!("WARNING! This will remove {what}.\nAre you sure you want to continue? [y/N] ");
+    let what = match what.strip_prefix(':') {
+        Some(list) => format!(":{list}"),
+        None => format!(" {what}."),
+    };
+    let question = format!("WARNING! This will remove{what}\nAre you sure you want to continue? [y/N] ");
     output::bytes(question.as_bytes())?;
     let mut answer = String::new();
     io::stdin().read_line(&mut answer)?;

@@ -391,7 +391,7 @@ fn connect(engine: &Engine, arguments: Connect) -> Result<u8> {
         aliases: arguments.alias.into_iter().map(|alias| alias.0).collect(),
         ipv4: arguments.ip,
         ipv6: arguments.ip6,
-        mac: None,
+        mac: arguments.mac_address,
     };
     engine
         .connect_network(&arguments.container, attachment)
@@ -401,7 +401,7 @@ fn connect(engine: &Engine, arguments: Connect) -> Result<u8> {
 
 fn disconnect(engine: &Engine, arguments: &Disconnect) -> Result<u8> {
     engine
-        .disconnect_network(&arguments.container, &arguments.network)
+        .disconnect_network(&arguments.container, &arguments.network, arguments.force)
         .map_err(rvm_engine::Error::from)?;
     Ok(0)
 }
@@ -421,19 +421,12 @@ fn prune(engine: &Engine, arguments: &PruneNetworks) -> Result<u8> {
         return Ok(0);
     }
     let is_wanted = |definition: &Definition| {
-        arguments.filter.iter().all(|filter| match filter {
-            PruneFilter::Label(label) => label.fits(&definition.labels),
-            PruneFilter::NotLabel(label) => !label.fits(&definition.labels),
-            PruneFilter::Until(until) => definition.created_ms < until.0,
-        })
+        PruneFilter::all_fit(&arguments.filter, &definition.labels, Some(definition.created_ms))
     };
     let removed = engine
         .prune_networks(is_wanted)
         .map_err(rvm_engine::Error::from)?;
-    if !removed.is_empty() {
-        output::lines(["Deleted Networks:".to_owned()])?;
-        output::lines(removed.iter().map(|definition| &definition.name))?;
-        output::lines([""])?;
-    }
+    let names = removed.into_iter().map(|definition| definition.name);
+    output::lines(super::prune::section("Networks", names))?;
     Ok(0)
 }

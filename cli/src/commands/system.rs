@@ -7,13 +7,14 @@ use rvm_engine::{ASSETS_VARIABLE, DiskUsage, Engine};
 use rvm_images::Space;
 use serde::Serialize;
 
-use super::{FAILED, events, life, ps};
+use super::{FAILED, events, life, prune, ps};
 use crate::args::{Check, Df, System};
 use crate::output::{self, LoadProgress, Table};
 
 pub(super) fn run(engine: &Engine, command: &System) -> Result<u8> {
     match command {
         System::Df(arguments) => df(engine, arguments),
+        System::Prune(arguments) => prune::run(engine, arguments),
         System::Check(arguments) => check(engine, arguments),
         System::Events(arguments) => events::run(engine, arguments),
         System::Resume => resume(engine),

@@ -7,7 +7,7 @@ use rvm_engine::volumes::{self, VolumeUsage};
 use rvm_engine::{Engine, Error};
 use serde::Serialize;
 
-use super::{is_confirmed, variables};
+use super::{is_confirmed, prune, variables};
 use crate::args::{
     Volume, VolumeCreate, VolumeFilter, VolumeInspect, VolumeLs, VolumePrune, VolumePruneFilter, VolumeRm,
 };
@@ -22,7 +22,7 @@ pub(super) fn run(engine: &Engine, command: Volume) -> Result<u8> {
         Volume::Ls(arguments) => list(engine, &arguments),
         Volume::Inspect(arguments) => inspect(engine, &arguments),
         Volume::Rm(arguments) => remove(engine, &arguments),
-        Volume::Prune(arguments) => prune(engine, &arguments),
+        Volume::Prune(arguments) => remove_unused(engine, &arguments),
     }
 }
 
@@ -159,7 +159,7 @@ fn remove(engine: &Engine, arguments: &VolumeRm) -> Result<u8> {
     })
 }
 
-fn prune(engine: &Engine, arguments: &VolumePrune) -> Result<u8> {
+fn remove_unused(engine: &Engine, arguments: &VolumePrune) -> Result<u8> {
     let asks_for_all = |filter: &VolumePruneFilter| *filter == VolumePruneFilter::All(true);
     let all = arguments.all || arguments.filter.iter().any(asks_for_all);
     let what = if all {
@@ -178,16 +178,8 @@ fn prune(engine: &Engine, arguments: &VolumePrune) -> Result<u8> {
                 VolumePruneFilter::NotLabel(label) => !label.fits(&volume.labels),
             })
     })?;
-    let mut lines = Vec::new();
-    if !pruned.names.is_empty() {
-        lines.push("Deleted Volumes:".to_owned());
-        lines.extend(pruned.names);
-        lines.push(String::new());
-    }
-    lines.push(format!(
-        "Total reclaimed space: {}",
-        output::size(pruned.freed_bytes)
-    ));
+    let mut lines = prune::section("Volumes", pruned.names);
+    lines.push(prune::reclaimed(pruned.freed_bytes));
     output::lines(lines)?;
     Ok(0)
 }

@@ -9,10 +9,9 @@ use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 use rvm_isolation::{Device, Interface, PrivateFile};
 use rvm_network::definition::Definition;
 use rvm_network::endpoint::Endpoint;
-use rvm_network::proxy::Proxy;
 use rvm_network::{Port, Wish};
 
-use super::service::{self, Doors};
+use super::service::{self, Doors, Held, Ports};
 use super::{Attachment, Error, Mode, files, names_of};
 use crate::json;
 use crate::record::{Isolation, Record, State};
@@ -33,7 +32,7 @@ pub(crate) struct Connected {
     /// The network namespace of another container.
     namespace: Option<File>,
     #[expect(dead_code, reason = "its published ports are served as long as this is there")]
-    ports: Option<Proxy>,
+    ports: Option<Held>,
 }
 
 /// A TAP interface; it is there as long as this or a copy of its descriptor is.
@@ -45,12 +44,13 @@ pub(crate) struct Tap {
 }
 
 impl Connected {
-    /// Connects a container that this process owns and that is about to run.
-    pub(crate) fn new(store: &Store, record: &Record, spec: &Spec) -> Result<Self, Error> {
+    /// Connects a container that this process owns and that is about to run. Its published ports are `ports` as long as this is
+    /// there.
+    pub(crate) fn new(store: &Store, record: &Record, spec: &Spec, ports: &Ports) -> Result<Self, Error> {
         let networking = &record.settings.network;
         let connected = match &networking.mode {
             Mode::Networks(attachments) if !attachments.is_empty() => {
-                Self::join(store, record, spec, attachments)?
+                Self::join(store, record, spec, attachments, ports)?
             }
             Mode::None | Mode::Networks(_) => Self {
                 files: files::of_loner(spec, networking)?,
@@ -68,7 +68,13 @@ impl Connected {
         Ok(connected)
     }
 
-    fn join(store: &Store, record: &Record, spec: &Spec, attachments: &[Attachment]) -> Result<Self, Error> {
+    fn join(
+        store: &Store,
+        record: &Record,
+        spec: &Spec,
+        attachments: &[Attachment],
+        ports: &Ports,
+    ) -> Result<Self, Error> {
         let plane = store.networks();
         let doors = Doors::reserve(record, &plane, attachments)?;
         let wishes: Vec<Wish> = attachments
@@ -88,15 +94,17 @@ impl Connected {
         };
         let made = taps.and_then(|taps| {
             service::resolve_names(store, &record.id, &members)?;
+            ports.serve(doors.open(&members)?);
             Ok(Self {
                 interfaces: interfaces(&members, record.isolation),
                 files: files::of_member(spec, &record.settings.network, &members)?,
                 taps,
                 namespace: None,
-                ports: doors.open(&members)?,
+                ports: Some(Held(ports.clone())),
             })
         });
         if made.is_err() {
+            ports.serve(None);
             // What went wrong first is what the person needs to know; what stays is put right by whoever joins next.
             let _ = store.leave_networks(&record.id);
         }
@@ -148,56 +156,87 @@ impl Connected {
     }
 }
 
-/// Puts a container that runs on the host's kernel on a further network. `process` is a descriptor of its first process.
-pub(crate) fn join_running(
-    store: &Store,
-    record: &Record,
-    attachment: &Attachment,
-    process: &OwnedFd,
-) -> Result<(), Error> {
-    let plane = store.networks();
-    let joined = plane.join(&[wish(record, attachment)], &|other| store.is_owned(other))?;
-    let plugged = joined.iter().try_for_each(|(definition, endpoint)| {
-        let interface = interface(definition, endpoint, record.isolation, "eth0".to_owned());
-        rvm_isolation::plug_further(process, &interface)
-    });
-    let routed = plugged
-        .map_err(Error::from)
-        .and_then(|()| reroute(&plane, &record.id, process))
-        .and_then(|()| service::resolve_names(store, &record.id, &joined));
-    if routed.is_err() {
-        // What went wrong first is what the person needs to know.
-        let _ = plane.leave(&record.id, Some(&attachment.network), &|other| {
-            store.is_owned(other)
+/// A container that runs on the host's kernel, whose networks change.
+#[derive(Clone, Copy)]
+pub(crate) struct Running<'a> {
+    pub(crate) store: &'a Store,
+    pub(crate) record: &'a Record,
+    /// A descriptor of its first process.
+    pub(crate) process: &'a OwnedFd,
+    /// Its published ports.
+    pub(crate) ports: &'a Ports,
+    /// The networks that it is to be on afterwards.
+    pub(crate) networks: &'a [Attachment],
+}
+
+impl Running<'_> {
+    /// Puts it on a further network. Published ports that led nowhere so far lead by this one, if it leads anywhere.
+    pub(crate) fn join(self, attachment: &Attachment) -> Result<(), Error> {
+        let Self { store, record, .. } = self;
+        let plane = store.networks();
+        let doors = if self.ports.are_open() {
+            Doors::default()
+        } else {
+            Doors::reserve(record, &plane, std::slice::from_ref(attachment))?
+        };
+        let wish = Wish {
+            published: doors.of(&attachment.network),
+            ..wish(record, attachment)
+        };
+        let joined = plane.join(&[wish], &|other| store.is_owned(other))?;
+        let plugged = joined.iter().try_for_each(|(definition, endpoint)| {
+            let interface = interface(definition, endpoint, record.isolation, "eth0".to_owned());
+            rvm_isolation::plug_further(self.process, &interface)
         });
+        let served = plugged
+            .map_err(Error::from)
+            .and_then(|()| self.reroute(&plane))
+            .and_then(|()| service::resolve_names(store, &record.id, &joined))
+            .and_then(|()| doors.open(&joined));
+        match served {
+            Ok(None) => Ok(()),
+            Ok(served) => {
+                self.ports.serve(served);
+                Ok(())
+            }
+            Err(error) => {
+                // What went wrong first is what the person needs to know.
+                let _ = plane.leave(&record.id, Some(&attachment.network), &|other| {
+                    store.is_owned(other)
+                });
+                Err(error)
+            }
+        }
     }
-    routed
-}
 
-/// Takes one off a network.
-pub(crate) fn leave_running(
-    store: &Store,
-    record: &Record,
-    network: &str,
-    process: &OwnedFd,
-) -> Result<(), Error> {
-    let plane = store.networks();
-    plane.leave(&record.id, Some(network), &|other| store.is_owned(other))?;
-    reroute(&plane, &record.id, process)
-}
+    /// Takes it off a network. Published ports that led by it lead by another.
+    pub(crate) fn leave(self, network: &str) -> Result<(), Error> {
+        let plane = self.store.networks();
+        let is_owned = |other: &str| self.store.is_owned(other);
+        self.ports
+            .leave(&plane, &self.record.id, network, self.networks, &is_owned)?;
+        self.reroute(&plane)
+    }
 
-/// Everything else is reached by some network that leads anywhere, if there is one.
-fn reroute(plane: &rvm_network::Plane, id: &str, process: &OwnedFd) -> Result<(), Error> {
-    let members = plane.memberships(id)?;
-    let leading = || members.iter().filter(|(definition, _)| !definition.internal);
-    if let Some((definition, endpoint)) = leading().next() {
-        rvm_isolation::route(process, endpoint.mac, &[definition.ipv4.gateway.into()])?;
+    /// Everything else is reached by the first of its networks that leads anywhere, if there is one.
+    fn reroute(self, plane: &rvm_network::Plane) -> Result<(), Error> {
+        let place = |definition: &Definition| {
+            self.networks
+                .iter()
+                .position(|attachment| attachment.network == definition.id)
+        };
+        let mut members = plane.memberships(&self.record.id)?;
+        members.sort_by_key(|(definition, _)| place(definition));
+        let leading = || members.iter().filter(|(definition, _)| !definition.internal);
+        if let Some((definition, endpoint)) = leading().next() {
+            rvm_isolation::route(self.process, endpoint.mac, &[definition.ipv4.gateway.into()])?;
+        }
+        let ipv6 = leading().find_map(|(definition, endpoint)| Some((definition.ipv6?, endpoint)));
+        if let Some((subnet, endpoint)) = ipv6 {
+            rvm_isolation::route(self.process, endpoint.mac, &[subnet.gateway.into()])?;
+        }
+        Ok(())
     }
-    let ipv6 = leading().find_map(|(definition, endpoint)| Some((definition.ipv6?, endpoint)));
-    if let Some((subnet, endpoint)) = ipv6 {
-        rvm_isolation::route(process, endpoint.mac, &[subnet.gateway.into()])?;
-    }
-    Ok(())
 }
 
 /// What is asked of a network.

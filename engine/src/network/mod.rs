@@ -21,10 +21,11 @@ use crate::record::{Isolation, Record};
 use crate::store::{self, Store};
 use crate::{Asset, json, names};
 
-pub(crate) use live::{Connected, Tap, join_running, leave_running};
+pub(crate) use live::{Connected, Running, Tap};
 pub use rvm_network::definition::{Definition, Subnet};
 pub use rvm_network::endpoint::Endpoint;
 pub use rvm_network::{Addressing, Blueprint, DEFAULT, is_valid_name as is_valid_network_name};
+pub(crate) use service::Ports;
 pub use verbs::{Member, NetworkReport};
 pub(crate) use verbs::{add, remove};
 
@@ -295,6 +296,14 @@ impl Error {
         )
     }
 
+    /// Whether it is that there is no such container, or none on that network.
+    fn is_of_nobody(&self) -> bool {
+        match self {
+            Self::Store(error) => matches!(**error, store::Error::NotFound(_)),
+            other => matches!(other, Self::NotConnected { .. }),
+        }
+    }
+
     /// What a person can do about it, where that is not obvious.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
@@ -307,6 +316,17 @@ impl Error {
             error if error.is_not_found() => {
                 Some("`rvm network ls` lists every network, `rvm network create NAME` makes one".to_owned())
             }
+            Self::Network(rvm_network::Error::Store(StoreError::PoolExhausted(_))) => Some(
+                "`rvm network prune` removes networks that no container uses; --subnet takes any other addresses"
+                    .to_owned(),
+            ),
+            Self::Network(rvm_network::Error::Store(StoreError::OfHost { .. })) => {
+                Some("without --subnet the network gets addresses that are free here".to_owned())
+            }
+            Self::Network(rvm_network::Error::Full(..)) => Some(
+                "`rvm network inspect` lists who has them; a new network has more with a --subnet of fewer bits"
+                    .to_owned(),
+            ),
             Self::Asset(_) => {
                 Some("scripts/build-guest builds it; RVM_ASSETS names the directory it is in".to_owned())
             }
@@ -414,9 +434,7 @@ fn resolve_all(plane: &Plane, wanted: &[Attachment]) -> Result<Vec<Attachment>, 
     let mut resolved: Vec<Attachment> = Vec::new();
     for attachment in wanted {
         let definition = find(plane, &attachment.network)?;
-        if definition.name == DEFAULT && (attachment.ipv4.is_some() || attachment.ipv6.is_some()) {
-            return Err(Error::AddressOnDefault);
-        }
+        check_addresses(&definition, attachment)?;
         if resolved.iter().any(|other| other.network == definition.id) {
             return Err(Error::Twice(definition.name));
         }
@@ -426,6 +444,15 @@ fn resolve_all(plane: &Plane, wanted: &[Attachment]) -> Result<Vec<Attachment>, 
         });
     }
     Ok(resolved)
+}
+
+/// Checks that a container can have the addresses that are asked for, before it is to have them.
+fn check_addresses(definition: &Definition, attachment: &Attachment) -> Result<(), Error> {
+    let Attachment { ipv4, ipv6, .. } = *attachment;
+    if definition.name == DEFAULT && (ipv4.is_some() || ipv6.is_some()) {
+        return Err(Error::AddressOnDefault);
+    }
+    Ok(rvm_network::check_addresses(definition, ipv4, ipv6)?)
 }
 
 /// Finds a network; the default one is made for it.

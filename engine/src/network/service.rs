@@ -1,10 +1,12 @@
 //! What serves a container's networks beside its interfaces: the resolver of each, and its published ports.
 
-use rvm_network::Plane;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use rvm_network::definition::Definition;
 use rvm_network::endpoint::{Endpoint, Published};
 use rvm_network::proxy::{Proxy, Reservation, Target};
 use rvm_network::resolver::start::Resolver;
+use rvm_network::{Owners, Plane};
 
 use super::{Attachment, Error};
 use crate::record::Record;
@@ -26,16 +28,13 @@ impl Doors {
         if wishes.is_empty() {
             return Ok(Self::default());
         }
-        for attachment in attachments {
-            let definition = plane.find(&attachment.network)?;
-            if !definition.internal {
-                return Ok(Self {
-                    reservation: Reservation::bind(&wishes)?,
-                    network: Some(definition.id),
-                });
-            }
-        }
-        Ok(Self::default())
+        Ok(match first_leading(plane, attachments)? {
+            Some(definition) => Self {
+                reservation: Reservation::bind(&wishes)?,
+                network: Some(definition.id),
+            },
+            None => Self::default(),
+        })
     }
 
     /// Those that lead by a network.
@@ -47,17 +46,95 @@ impl Doors {
     }
 
     /// Serves them for a container that is on its networks now.
-    pub(super) fn open(self, members: &[(Definition, Endpoint)]) -> Result<Option<Proxy>, Error> {
+    pub(super) fn open(self, members: &[(Definition, Endpoint)]) -> Result<Option<Served>, Error> {
         let Some(network) = self.network else {
             return Ok(None);
         };
         let proxy = self.reservation.serve()?;
         let member = members.iter().find(|(definition, _)| definition.id == network);
-        proxy.send_to(member.map(|(_, endpoint)| Target {
-            ipv4: endpoint.ipv4,
-            ipv6: endpoint.ipv6,
-        }));
-        Ok(Some(proxy))
+        proxy.send_to(member.map(|(_, endpoint)| target(endpoint)));
+        Ok(Some(Served { proxy, network }))
+    }
+}
+
+/// The first network that leads anywhere.
+pub(super) fn first_leading(plane: &Plane, attachments: &[Attachment]) -> Result<Option<Definition>, Error> {
+    for attachment in attachments {
+        let definition = plane.definition(&attachment.network)?;
+        if !definition.internal {
+            return Ok(Some(definition));
+        }
+    }
+    Ok(None)
+}
+
+fn target(endpoint: &Endpoint) -> Target {
+    Target {
+        ipv4: endpoint.ipv4,
+        ipv6: endpoint.ipv6,
+    }
+}
+
+/// Published ports that are served.
+#[derive(Debug)]
+pub(super) struct Served {
+    proxy: Proxy,
+    /// The network that they lead by.
+    network: String,
+}
+
+/// The published ports of a container that runs. The network that they lead by may be another one later, and there may be none
+/// for a while.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Ports(Arc<Mutex<Option<Served>>>);
+
+impl Ports {
+    pub(super) fn serve(&self, served: Option<Served>) {
+        *self.lock() = served;
+    }
+
+    /// Whether they are served.
+    pub(super) fn are_open(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Takes a container off a network. What leads by it leads by the first of the others from then on that leads anywhere, by
+    /// the same ports of the host; where there is none, the ports are the host's again.
+    pub(super) fn leave(
+        &self,
+        plane: &Plane,
+        container: &str,
+        network: &str,
+        others: &[Attachment],
+        is_owned: Owners<'_>,
+    ) -> Result<(), Error> {
+        let mut ports = self.lock();
+        let Some(served) = ports.as_mut().filter(|served| served.network == network) else {
+            return Ok(plane.leave(container, Some(network), is_owned)?);
+        };
+        if let Some(heir) = first_leading(plane, others)? {
+            let endpoint = plane.hand_over(container, network, &heir.id, is_owned)?;
+            served.proxy.send_to(endpoint.as_ref().map(target));
+            served.network = heir.id;
+            return Ok(());
+        }
+        plane.leave(container, Some(network), is_owned)?;
+        *ports = None;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Served>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ports of a container that is on its networks: they are closed when this is gone.
+#[derive(Debug)]
+pub(super) struct Held(pub(super) Ports);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.serve(None);
     }
 }
 

@@ -7,7 +7,7 @@ use rvm_network::Blueprint;
 use rvm_network::definition::Definition;
 use rvm_network::endpoint::Endpoint;
 
-use super::{Attachment, DEFAULT, Error, Mode, find};
+use super::{Attachment, DEFAULT, Error, Mode, check_addresses, find};
 use crate::control::Connection;
 use crate::engine::TURN;
 use crate::life::CHANGE_LIMIT;
@@ -128,9 +128,7 @@ impl Engine {
     /// As [`Error`] says.
     pub fn connect_network(&self, wanted: &str, attachment: Attachment) -> Result<(), Error> {
         let definition = find(&self.store().networks(), &attachment.network)?;
-        if definition.name == DEFAULT && (attachment.ipv4.is_some() || attachment.ipv6.is_some()) {
-            return Err(Error::AddressOnDefault);
-        }
+        check_addresses(&definition, &attachment)?;
         let attachment = Attachment {
             network: definition.id.clone(),
             ..attachment
@@ -144,19 +142,49 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes a container off a network, as [`Engine::connect_network`] puts it on one.
+    /// Takes a container off a network, as [`Engine::connect_network`] puts it on one. With `force` also one that is no more,
+    /// or that knows nothing of it: what is left of it on the network goes.
     ///
     /// # Errors
     /// As [`Error`] says.
-    pub fn disconnect_network(&self, wanted: &str, network: &str) -> Result<(), Error> {
+    pub fn disconnect_network(&self, wanted: &str, network: &str, force: bool) -> Result<(), Error> {
         let definition = find(&self.store().networks(), network)?;
-        let record = self.change_networks(
+        let changed = self.change_networks(
             wanted,
             |record| remove(record, &definition),
             |connection| connection.disconnect_network(&definition.id),
-        )?;
-        self.tell_network(&definition, "disconnect", Some(&record));
+        );
+        match changed {
+            Ok(record) => self.tell_network(&definition, "disconnect", Some(&record)),
+            Err(error) if force && error.is_of_nobody() => {
+                if !self.discard_endpoint(wanted, &definition)? {
+                    return Err(error);
+                }
+                self.tell_network(&definition, "disconnect", None);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
+    }
+
+    /// Removes what a container that nobody owns has left on a network; whether there was anything.
+    fn discard_endpoint(&self, wanted: &str, definition: &Definition) -> Result<bool, Error> {
+        let plane = self.store().networks();
+        let is_it = |endpoint: &Endpoint| {
+            endpoint.container == wanted
+                || endpoint
+                    .names
+                    .iter()
+                    .take(2)
+                    .any(|name| *name == wanted.to_lowercase())
+        };
+        let is_owned = |id: &str| self.store().is_owned(id);
+        let left = plane.endpoints(&definition.id)?.into_iter().find(is_it);
+        let Some(left) = left.filter(|endpoint| !is_owned(&endpoint.container)) else {
+            return Ok(false);
+        };
+        plane.leave(&left.container, Some(&definition.id), &is_owned)?;
+        Ok(true)
     }
 
     /// Changes a container's networks: on its record, or by its supervisor where it has one.
@@ -175,6 +203,8 @@ impl Engine {
                 change(&mut current)?;
                 current.version = VERSION;
                 owned.write_record(&current)?;
+                drop(owned);
+                self.forget_left(&current)?;
                 return Ok(current);
             }
             // What makes no sense is found out here, where there are words for it.
@@ -195,6 +225,21 @@ impl Engine {
             }
             thread::sleep(TURN);
         }
+    }
+
+    /// Takes a container that does not run off networks that it is not to be on any more: its supervisor may have been killed.
+    fn forget_left(&self, record: &Record) -> Result<(), Error> {
+        let (store, plane) = (self.store(), self.store().networks());
+        let wanted = record.settings.network.attachments();
+        for (definition, _) in plane.memberships(&record.id)? {
+            let is_wanted = wanted
+                .iter()
+                .any(|attachment| attachment.network == definition.id);
+            if !is_wanted && !store.is_owned(&record.id) {
+                plane.leave(&record.id, Some(&definition.id), &|id| store.is_owned(id))?;
+            }
+        }
+        Ok(())
     }
 
     fn tell_network(&self, definition: &Definition, action: &str, container: Option<&Record>) {

@@ -22,6 +22,7 @@ use super::pump::{Audience, Inlet};
 use super::screen::Screen;
 use crate::control::{Event, Exec, Hello, Request, SOCKET, VERSION};
 use crate::life::DEATH_LIMIT;
+use crate::network::Ports;
 use crate::record::State;
 use crate::runtime::{Access, Alarm, Terminal};
 use crate::{signals, socket};
@@ -48,6 +49,7 @@ pub(super) struct Clients {
     limits: Mutex<()>,
     alarm: Alarm,
     book: Arc<Book>,
+    ports: Ports,
     /// What commands are connected to.
     streams: Workload,
 }
@@ -140,6 +142,7 @@ impl Clients {
             limits: Mutex::default(),
             alarm: Alarm::default(),
             book,
+            ports: Ports::default(),
             streams: Workload::default(),
         });
         clients.serve(channel, Some(streams))?;
@@ -149,6 +152,11 @@ impl Clients {
     /// Lets a start be given up.
     pub(super) fn alarm(&self) -> &Alarm {
         &self.alarm
+    }
+
+    /// The container's published ports.
+    pub(super) fn ports(&self) -> &Ports {
+        &self.ports
     }
 
     /// The signal by which a command ended the container before, or instead of, its workload's own end.

@@ -272,7 +272,8 @@ impl Supervisor {
     ) -> Result<Exited, (u8, RunError)> {
         let failed = |error: RunError| (125, error);
         let store = self.book.store();
-        let network = Connected::new(store, record, &spec).map_err(|error| failed(error.into()))?;
+        let network = Connected::new(store, record, &spec, self.clients.ports())
+            .map_err(|error| failed(error.into()))?;
         let spec = network.in_namespace(spec).map_err(|error| failed(error.into()));
         let outcome = spec.and_then(|spec| self.run_in(record, &spec, cgroup, &network));
         drop(network);

@@ -1,19 +1,30 @@
 //! Removing every image that nobody needs.
 
+use std::collections::BTreeMap;
+
 use super::{Error, Removed, Store};
 use crate::Digest;
 use crate::reference::Reference;
 
+/// An image that may be removed.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// When it was made (RFC 3339).
+    pub created: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+}
+
 impl Store {
     /// Removes the images without a name, or with `all` those with names too, as far as nothing uses them and
-    /// `is_chosen`, which is told when an image was made (RFC 3339), agrees.
+    /// `is_chosen` agrees.
     ///
     /// # Errors
     /// If the store is damaged.
     pub fn prune(
         &self,
         all: bool,
-        is_chosen: &dyn Fn(Option<&str>) -> bool,
+        is_chosen: &dyn Fn(&Candidate) -> bool,
         is_used: &dyn Fn(&Digest) -> bool,
     ) -> Result<Removed, Error> {
         let lock = self.lock()?;
@@ -30,7 +41,16 @@ impl Store {
             if is_used(&id) || (!all && has_name()) {
                 continue;
             }
-            if !is_chosen(self.config(entry)?.image.created().as_deref()) {
+            let config = self.config(entry)?.image;
+            let labels = config
+                .config()
+                .as_ref()
+                .and_then(|config| config.labels().clone());
+            let candidate = Candidate {
+                created: config.created().clone(),
+                labels: labels.unwrap_or_default().into_iter().collect(),
+            };
+            if !is_chosen(&candidate) {
                 continue;
             }
             removed

@@ -8,6 +8,9 @@
 //! - [`message`]: the questions, which come from whoever runs in a member and are not to be trusted.
 
 pub mod confine;
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(clippy::unwrap_used, reason = "a harness panics where something is broken")]
+pub(crate) mod fuzz;
 pub mod members;
 pub mod message;
 pub mod policy;

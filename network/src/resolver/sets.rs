@@ -226,20 +226,36 @@ impl Netfilter {
     fn wait_for(&mut self, last: u32) -> io::Result<()> {
         loop {
             let (answers, _) = self.socket.recv_from_full()?;
-            let mut rest = &*answers;
-            while let Some((kind, sequence, code)) = head(rest) {
-                // Errors of an earlier batch are its own.
-                if kind == ERROR && last.wrapping_sub(sequence) < 4 {
-                    if code != 0 {
-                        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
-                    }
-                    if sequence == last {
-                        return Ok(());
-                    }
-                }
-                rest = next(rest);
+            if let Some(outcome) = outcome(&answers, last) {
+                return outcome;
             }
         }
+    }
+}
+
+/// What a datagram says of the batch with this last request; `None` where it says nothing of it.
+fn outcome(answers: &[u8], last: u32) -> Option<io::Result<()>> {
+    let mut rest = answers;
+    while let Some((kind, sequence, code)) = head(rest) {
+        // Errors of an earlier batch are its own.
+        if kind == ERROR && last.wrapping_sub(sequence) < 4 {
+            if code != 0 {
+                return Some(Err(io::Error::from_raw_os_error(code.saturating_neg())));
+            }
+            if sequence == last {
+                return Some(Ok(()));
+            }
+        }
+        rest = next(rest);
+    }
+    None
+}
+
+/// For the harness: reads a datagram to its end.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn read(datagram: &[u8]) {
+    if let Some(Err(error)) = outcome(datagram, 4) {
+        assert!(error.raw_os_error() != Some(0));
     }
 }
 

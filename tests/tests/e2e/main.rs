@@ -33,6 +33,7 @@ mod network_verbs;
 mod pause;
 mod ports;
 mod process;
+mod prune;
 mod push;
 mod registry;
 mod restart;

@@ -193,6 +193,89 @@ both_modes! {
         assert!(text.contains("10.1.2.3\tdb\n") && text.contains(".1\there\n") && text.contains("search x.example"), "{text}");
     }
 
+    fn a_further_network_is_joined_as_asked(rvm) {
+        let rvm = &rvm.connected();
+        rvm.call(["network", "create", "--subnet", "10.97.0.0/24", "--subnet", "fd97::/64", "more"])?.ok();
+        rvm.call(["create", "--name", "late", BUSYBOX, "sleep", "1000"])?.ok();
+        let connect = |arguments: &[&str]| rvm.call([&["network", "connect"], arguments, &["more", "late"]].concat());
+        // What cannot be is said at once, not at the next start.
+        for (arguments, said) in [
+            (["--ip", "10.98.0.9"], "It does not belong to any of this network's subnets (10.97.0.0/24)"),
+            (["--ip", "10.97.0.1"], "it belongs to the network itself"),
+            (["--ip6", "fd98::9"], "It does not belong to any of this network's subnets (fd97::/64)"),
+        ] {
+            connect(&arguments)?.failed(1, &[said]);
+        }
+        for (arguments, said) in [
+            (["--mac-address", "01:00:00:00:00:09"], "invalid MAC address"),
+            (["--alias", "a b"], "is no name that can be looked up"),
+        ] {
+            connect(&arguments)?.failed(125, &[said]);
+        }
+        rvm.call(["network", "connect", "--ip6", "fd97::9", "bridge", "late"])?
+            .failed(1, &["user specified IP address is supported on user defined networks only"]);
+        connect(&["--ip", "10.97.0.9", "--ip6", "fd97::9", "--mac-address", "02:00:00:00:00:09", "--alias", "other", "--alias", "third"])?.ok();
+        rvm.call(["start", "late"])?.ok();
+        let shown = |field: &str| -> Result<String> {
+            let format = format!("{{{{.NetworkSettings.Networks.more.{field}}}}}");
+            Ok(rvm.call(["inspect", "--format", &format, "late"])?.ok().text())
+        };
+        assert_eq!(shown("IPAddress")?, "10.97.0.9");
+        assert_eq!(shown("GlobalIPv6Address")?, "fd97::9");
+        assert_eq!(shown("MacAddress")?, "02:00:00:00:00:09");
+        let mac = rvm.call(["exec", "late", "cat", "/sys/class/net/eth1/address"])?.ok().text();
+        assert_eq!(mac, "02:00:00:00:00:09");
+        let found = rvm.run(["--network", "more", BUSYBOX, "ping", "-c", "1", "third"])?.ok();
+        assert!(found.text().contains("10.97.0.9"), "{}", found.describe());
+        rvm.remove_containers()?;
+        rvm.call(["network", "rm", "more"])?.ok();
+    }
+
+    fn what_a_vanished_container_has_left_is_disconnected_by_force(rvm) {
+        let rvm = &rvm.connected();
+        rvm.call(["network", "create", "app"])?.ok();
+        let id = rvm.detach("gone", &["--network", "app", BUSYBOX, "sleep", "1000"])?;
+        let endpoint = std::fs::read_dir(rvm.run_directory().join("networks"))?
+            .filter_map(|entry| Some(entry.ok()?.path().join("endpoints").join(format!("{}.json", id.trim()))))
+            .find(|path| path.exists())
+            .expect("it is on a network");
+        let kept = std::fs::read(&endpoint)?;
+        let forced = ["network", "disconnect", "-f", "app", "gone"];
+        if rvm.isolation() == Isolation::Vm {
+            rvm.call(forced)?.failed(1, &["gone is a running virtual machine"]);
+        }
+        rvm.call(["rm", "-f", "gone"])?.ok();
+        rvm.call(forced)?.failed(1, &["gone"]);
+        // As if its supervisor had been killed and its directory removed by hand.
+        std::fs::create_dir_all(endpoint.parent().expect("it has a directory"))?;
+        std::fs::write(&endpoint, kept)?;
+        rvm.call(["network", "disconnect", "app", "gone"])?.failed(1, &["gone"]);
+        assert!(endpoint.exists());
+        rvm.call(forced)?.ok();
+        assert!(!endpoint.exists());
+        rvm.call(forced)?.failed(1, &["gone"]);
+        rvm.call(["network", "rm", "app"])?.ok();
+    }
+
+    fn rules_that_somebody_has_flushed_are_made_again_by_the_next_who_joins(rvm) {
+        let rvm = &rvm.connected();
+        rvm.call(["network", "create", "app"])?.ok();
+        rvm.detach("first", &["-p", "8080:80", BUSYBOX, "sleep", "1000"])?;
+        let doors = || -> Result<usize> {
+            let rules = rvm_tests::command::tool("nft", &["list", "ruleset"])?;
+            Ok(rules.lines().filter(|line| line.contains("dnat ip to")).count())
+        };
+        assert_eq!(doors()?, 1);
+        rvm_tests::command::tool("nft", &["flush", "ruleset"])?;
+        rvm.detach("second", &["--network", "app", "-p", "8081:80", BUSYBOX, "sleep", "1000"])?;
+        assert_eq!(doors()?, 2);
+        rvm_tests::command::tool("nft", &["flush", "ruleset"])?;
+        rvm.call(["rm", "-f", "second"])?.ok();
+        assert_eq!(doors()?, 1);
+        rvm.remove_containers()?;
+        rvm.call(["network", "rm", "app"])?.ok();
+    }
+
     fn networks_are_joined_and_left_later(rvm) {
         let rvm = &rvm.connected();
         rvm.call(["network", "create", "more"])?.ok();

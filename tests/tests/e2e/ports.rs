@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use rvm_tests::both_modes;
-use rvm_tests::command::LIMIT;
+use rvm_tests::command::{LIMIT, tool};
 use rvm_tests::images::BUSYBOX;
-use rvm_tests::rvm::Rvm;
+use rvm_tests::processes;
+use rvm_tests::rvm::{Isolation, Rvm};
 use rvm_tests::wait::wait_until;
 
 /// Says its container's host name to everybody who connects.
@@ -17,6 +18,10 @@ const SERVER: [&str; 7] = [BUSYBOX, "nc", "-ll", "-p", "80", "-e", "hostname"];
 /// Starts a server, and waits until it listens.
 fn serve(rvm: &Rvm, name: &str, arguments: &[&str]) -> Result<()> {
     rvm.detach(name, &[arguments, &["-h", name], &SERVER].concat())?;
+    listens(rvm, name)
+}
+
+fn listens(rvm: &Rvm, name: &str) -> Result<()> {
     wait_until("it listens", LIMIT, || {
         Ok(rvm
             .call(["exec", name, "netstat", "-lnt"])?
@@ -57,6 +62,68 @@ both_modes! {
         }
         rvm.remove_containers()?;
         ensure!(ask("127.0.0.1", 8080).is_err());
+    }
+
+    fn ports_lead_by_another_network_when_theirs_is_left(rvm) {
+        let rvm = &rvm.connected();
+        rvm.call(["network", "create", "more"])?.ok();
+        rvm.call(["network", "create", "--internal", "inner"])?.ok();
+        serve(rvm, "web", &["-p", "8080:80"])?;
+        let is_vm = rvm.isolation() == Isolation::Vm;
+        // A machine has the devices that it was started with.
+        let change = |verb: &str, network: &str| -> Result<()> {
+            let call = ["network", verb, network, "web"];
+            if is_vm {
+                rvm.call(call)?.failed(1, &["web is a running virtual machine", "rvm stop web"]);
+                rvm.call(["stop", "-t", "0", "web"])?.ok();
+                rvm.call(call)?.ok();
+                rvm.call(["start", "web"])?.ok();
+                return listens(rvm, "web");
+            }
+            rvm.call(call)?.ok();
+            Ok(())
+        };
+        let is_served = || Ok(ask("127.0.0.1", 8080).is_ok_and(|name| name == "web"));
+        change("connect", "inner")?;
+        change("connect", "more")?;
+        change("disconnect", "bridge")?;
+        wait_until("it is served by the other network", LIMIT, is_served)?;
+        let gateway = rvm.call(["inspect", "--format", "{{.NetworkSettings.Networks.more.Gateway}}", "web"])?.ok().text();
+        assert_eq!(ask(&gateway, 8080)?, "web");
+        assert_eq!(rvm.call(["port", "web"])?.ok().text(), "80/tcp -> 0.0.0.0:8080\n80/tcp -> [::]:8080");
+        // Where no network leads anywhere the port is anybody's, and it is the container's again with the next that does.
+        change("disconnect", "more")?;
+        assert_eq!(rvm.call(["port", "web"])?.ok().text(), "");
+        if !is_vm {
+            rvm.in_the_other_mode().run(["-p", "8080:80", BUSYBOX, "true"])?.ok();
+            let holder = std::net::TcpListener::bind("0.0.0.0:8080")?;
+            rvm.call(["network", "connect", "more", "web"])?.failed(1, &["port is already allocated"]);
+            drop(holder);
+        }
+        change("connect", "more")?;
+        wait_until("it is served again", LIMIT, is_served)?;
+        rvm.remove_containers()?;
+        ensure!(ask("127.0.0.1", 8080).is_err());
+        rvm.call(["network", "rm", "more", "inner"])?.ok();
+    }
+
+    fn ports_that_went_over_end_with_their_supervisor(rvm) {
+        let rvm = &rvm.connected();
+        rvm.call(["network", "create", "more"])?.ok();
+        serve(rvm, "web", &["-p", "8080:80", "--network", "bridge", "--network", "more"])?;
+        if rvm.isolation() == Isolation::Container {
+            rvm.call(["network", "disconnect", "bridge", "web"])?.ok();
+            assert_eq!(ask("127.0.0.1", 8080)?, "web");
+        }
+        let is_supervisor = |pid: &i32| processes::arguments(*pid).iter().any(|word| word == "supervise");
+        for pid in processes::all()?.into_keys().filter(is_supervisor) {
+            processes::kill(pid)?;
+        }
+        wait_until("the end is seen", LIMIT, || Ok(rvm.call(["ps", "-q"])?.ok().text().is_empty()))?;
+        ensure!(ask("127.0.0.1", 8080).is_err());
+        ensure!(!tool("nft", &["list", "ruleset"])?.contains("8080"), "a rule of a port is left");
+        rvm.remove_containers()?;
+        rvm.call(["network", "rm", "more"])?.ok();
     }
 
     fn a_port_is_one_containers_and_free_when_it_ends(rvm) {

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use super::Clients;
 use super::workload::{Refusal, refused};
 use crate::control::Event;
-use crate::network::{self, Attachment, Error};
+use crate::network::{self, Attachment, Error, Running};
 use crate::record::VERSION;
 
 impl Clients {
@@ -31,20 +31,27 @@ impl Clients {
         let access = self.workload()?;
         let _one_at_a_time = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
         let store = self.book.store();
-        let definition = store.networks().find(id).map_err(Error::from)?;
+        let definition = store.networks().definition(id).map_err(Error::from)?;
         let record = self.book.record();
         let process = access
             .process()
             .ok_or_else(|| Error::RunningVm(record.name.clone()))?;
         let mut new = record.clone();
         change(&mut new, &definition)?;
-        let attachments = new.settings.network.attachments();
-        match attachments
+        let networks = new.settings.network.attachments();
+        let running = Running {
+            store,
+            record: &record,
+            process,
+            ports: &self.ports,
+            networks,
+        };
+        match networks
             .iter()
             .find(|attachment| attachment.network == definition.id)
         {
-            Some(attachment) => network::join_running(store, &record, attachment, process)?,
-            None => network::leave_running(store, &record, &definition.id, process)?,
+            Some(attachment) => running.join(attachment)?,
+            None => running.leave(&definition.id)?,
         }
         Ok(self.book.update(|record| {
             record.settings.network = new.settings.network;

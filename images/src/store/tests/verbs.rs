@@ -280,7 +280,7 @@ fn pruning_spares_names_and_users() {
             .store
             .prune(
                 all,
-                &|created| created.is_some_and(|created| created < before),
+                &|image| image.created.as_deref().is_some_and(|created| created < before),
                 &|id| used.contains(id),
             )
             .unwrap()

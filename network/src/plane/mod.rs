@@ -1,6 +1,8 @@
 //! Networks that are in use: joining and leaving them, and making the host what it has to be for who is on them.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod admit;
+mod upkeep;
+
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -8,13 +10,13 @@ use std::path::PathBuf;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rvm_netlink::{Change, Mac, Socket};
 
-use crate::address::mac_of;
 use crate::definition::Definition;
 use crate::endpoint::{Egress, Endpoint, Published, VERSION};
-use crate::random::random;
-use crate::rules::{self, Live, NftError};
+use crate::nft::NftError;
 use crate::store::{self, Blueprint, DEFAULT, Store, StoreError};
-use crate::{files, host, resolver};
+use crate::{files, resolver, rules};
+use admit::admit;
+pub use admit::check_addresses;
 
 /// Whether a container has an owner, by its ID.
 pub type Owners<'a> = &'a dyn Fn(&str) -> bool;
@@ -57,6 +59,11 @@ pub enum Error {
     /// Docker's words.
     #[error("no available IPv{0} addresses on this network's address pools: {1}")]
     Full(u8, String),
+    /// The bridge has no more ports.
+    #[error(
+        "network {0} has as many members as a bridge has ports: 1022; further containers need another network"
+    )]
+    Crowded(String),
     /// Somebody on the network has it.
     #[error("MAC address {0} is already in use on network {1}")]
     MacInUse(String, String),
@@ -172,6 +179,15 @@ impl Plane {
         Ok(self.store.find(wanted)?)
     }
 
+    /// The network with this whole ID.
+    ///
+    /// # Errors
+    /// [`Error::Store`].
+    pub fn definition(&self, id: &str) -> Result<Definition, Error> {
+        let definition = self.store.read(id)?;
+        Ok(definition.ok_or_else(|| StoreError::NotFound(id.to_owned()))?)
+    }
+
     /// The default network; it is made where it is not there yet, with the ID that `new_id` gives.
     ///
     /// # Errors
@@ -201,6 +217,7 @@ impl Plane {
     pub fn create(&self, blueprint: &Blueprint, id: String) -> Result<Definition, Error> {
         store::check_new(&blueprint.name)?;
         let _guard = self.lock()?;
+        store::check_host(blueprint, &self.store.all()?)?;
         let bridge = store::bridge_name(&self.run, Some(&id));
         Ok(self.store.create(blueprint, id, bridge)?)
     }
@@ -216,7 +233,8 @@ impl Plane {
         }
         let _guard = self.lock()?;
         let mut endpoints = self.endpoints(&definition.id)?;
-        if endpoints.iter().any(|endpoint| !is_owned(&endpoint.container)) {
+        let is_left = endpoints.is_empty() && self.has_record(&definition.id);
+        if is_left || endpoints.iter().any(|endpoint| !is_owned(&endpoint.container)) {
             self.make_true(is_owned)?;
             endpoints = self.endpoints(&definition.id)?;
         }
@@ -286,7 +304,10 @@ impl Plane {
     pub fn join(&self, wishes: &[Wish], is_owned: Owners<'_>) -> Result<Vec<(Definition, Endpoint)>, Error> {
         let _guard = self.lock()?;
         let joined = self.admit_all(wishes);
-        let outcome = joined.and_then(|joined| self.make_true(is_owned).map(|()| joined));
+        let outcome = joined.and_then(|joined| {
+            let networks = joined.iter().map(|(definition, _)| definition.id.as_str());
+            self.settle(networks, is_owned).map(|()| joined)
+        });
         if outcome.is_err() {
             // What went wrong is worth more than what goes wrong with putting it right, which the next one tries again.
             let _ = self.withdraw(
@@ -317,8 +338,35 @@ impl Plane {
             return Ok(());
         }
         let _guard = self.lock()?;
-        self.withdraw(on.into_iter().map(|network| (network.as_str(), container)))?;
-        self.make_true(is_owned)
+        self.withdraw(on.iter().map(|network| (network.as_str(), container)))?;
+        self.settle(on.iter().map(|network| network.as_str()), is_owned)
+    }
+
+    /// Takes a container off a network that its published ports lead by, and lets them lead by another that it is on, in one
+    /// step; gives how it is on that.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn hand_over(
+        &self,
+        container: &str,
+        from: &str,
+        to: &str,
+        is_owned: Owners<'_>,
+    ) -> Result<Option<Endpoint>, Error> {
+        let _guard = self.lock()?;
+        let published: Option<Endpoint> = files::read(&self.endpoint_path(from, container))?;
+        let heir: Option<Endpoint> = files::read(&self.endpoint_path(to, container))?;
+        let heir = heir.map(|heir| Endpoint {
+            published: published.map_or_else(Vec::new, |endpoint| endpoint.published),
+            ..heir
+        });
+        if let Some(heir) = &heir {
+            files::write(&self.endpoint_path(to, container), heir)?;
+        }
+        self.withdraw(std::iter::once((from, container)))?;
+        self.settle([from, to].into_iter(), is_owned)?;
+        Ok(heir)
     }
 
     /// Gives a container another name of its own on the networks that it is on.
@@ -375,8 +423,7 @@ impl Plane {
     fn admit_all(&self, wishes: &[Wish]) -> Result<Vec<(Definition, Endpoint)>, Error> {
         let mut admitted = Vec::new();
         for wish in wishes {
-            let definition = self.store.read(&wish.network)?;
-            let definition = definition.ok_or_else(|| StoreError::NotFound(wish.network.clone()))?;
+            let definition = self.definition(&wish.network)?;
             let mut others = self.endpoints(&definition.id)?;
             others.retain(|endpoint| endpoint.container != wish.container);
             let endpoint = admit(&definition, wish, &others)?;
@@ -416,182 +463,4 @@ impl Plane {
         }
         Ok(())
     }
-
-    /// Makes the host what it has to be, after members without an owner were removed. Done with the lock held.
-    fn make_true(&self, is_owned: Owners<'_>) -> Result<(), Error> {
-        let networks = self.living(is_owned)?;
-        self.bridges(&networks)?;
-        self.rules(&networks)?;
-        Ok(())
-    }
-
-    /// Networks with members that have an owner.
-    fn living(&self, is_owned: Owners<'_>) -> Result<Vec<Live>, Error> {
-        let mut living = Vec::new();
-        for network in files::names(&self.live, "")? {
-            let directory = self.directory(&network);
-            let definition = self.store.read(&network)?;
-            let mut endpoints = Vec::new();
-            for container in files::names(&directory, ".json")? {
-                let endpoint = match files::read::<Endpoint>(&directory.join(format!("{container}.json"))) {
-                    Err(files::Error::Malformed(..)) => None,
-                    other => other?,
-                };
-                match endpoint {
-                    Some(endpoint) if definition.is_some() && is_owned(&container) => {
-                        endpoints.push(endpoint)
-                    }
-                    _ => self.withdraw(std::iter::once((network.as_str(), container.as_str())))?,
-                }
-            }
-            if let Some(definition) = definition.filter(|_| !endpoints.is_empty()) {
-                living.push(Live {
-                    definition,
-                    endpoints,
-                });
-            }
-        }
-        Ok(living)
-    }
-
-    /// Makes the bridges of networks with members and removes those of others.
-    fn bridges(&self, networks: &[Live]) -> Result<(), Error> {
-        let mut socket = Socket::open()?;
-        let present: BTreeMap<String, bool> = socket
-            .links()?
-            .into_iter()
-            .map(|link| (link.name, link.up))
-            .collect();
-        let needed: BTreeMap<&str, &Definition> = networks
-            .iter()
-            .map(|live| (live.definition.bridge.as_str(), &live.definition))
-            .collect();
-        for definition in self.store.all()? {
-            let bridge = definition.bridge.as_str();
-            if present.contains_key(bridge) && !needed.contains_key(bridge) {
-                socket.remove(bridge)?;
-            }
-        }
-        for (bridge, definition) in needed {
-            // One that is down is half made.
-            match present.get(bridge) {
-                Some(true) => continue,
-                Some(false) => drop(socket.remove(bridge)?),
-                None => {}
-            }
-            make_bridge(&mut socket, definition)?;
-        }
-        if networks.iter().any(|live| !live.definition.internal) {
-            host::forward_ipv4()?;
-        }
-        if networks
-            .iter()
-            .any(|live| !live.definition.internal && live.definition.ipv6.is_some())
-        {
-            host::forward_ipv6()?;
-        }
-        Ok(())
-    }
-
-    fn rules(&self, networks: &[Live]) -> Result<(), Error> {
-        // Which policies have chains is written down before they are made and after they are removed.
-        let path = self.live.join("policies");
-        let known: BTreeSet<String> = files::read(&path)?.unwrap_or_default();
-        let wanted = rules::with_policy(networks);
-        let all: BTreeSet<String> = known.union(&wanted).cloned().collect();
-        if all != known {
-            files::write(&path, &all)?;
-        }
-        rules::nft(&rules::script(&self.table(), networks, &all))?;
-        if wanted.is_empty() {
-            if !all.is_empty() {
-                files::remove(&path)?;
-            }
-        } else if wanted != all {
-            files::write(&path, &wanted)?;
-        }
-        Ok(())
-    }
-}
-
-/// Gives a new member its addresses.
-fn admit(definition: &Definition, wish: &Wish, others: &[Endpoint]) -> Result<Endpoint, Error> {
-    let taken = |address: Ipv4Addr| others.iter().any(|other| other.ipv4 == address);
-    let subnet = definition.ipv4;
-    let ipv4 = match wish.ipv4 {
-        Some(address) if !subnet.contains(address) => {
-            return Err(Error::NotInSubnet {
-                address: address.into(),
-                subnet: format!("{}/{}", subnet.address, subnet.prefix),
-            });
-        }
-        Some(address) if !subnet.is_for_members(address) => {
-            return Err(Error::NotForMembers(address.into()));
-        }
-        Some(address) if taken(address) => return Err(Error::AddressInUse(address.into())),
-        Some(address) => address,
-        None => subnet
-            .first_free(taken)
-            .ok_or_else(|| Error::Full(4, definition.name.clone()))?,
-    };
-    let mac = wish.mac.unwrap_or_else(|| mac_of(ipv4));
-    if others.iter().any(|other| other.mac == mac) {
-        return Err(Error::MacInUse(rules::mac(mac), definition.name.clone()));
-    }
-    let prefix = match wish.port {
-        Port::Veth => "rvmv",
-        Port::Tap => "rvmt",
-    };
-    Ok(Endpoint {
-        version: VERSION,
-        container: wish.container.clone(),
-        names: wish.names.clone(),
-        interface: format!("{prefix}{:08x}", u32::from_ne_bytes(random())),
-        mac,
-        ipv4,
-        ipv6: admit_ipv6(definition, wish, others)?,
-        dns_servers: wish.dns_servers.clone(),
-        published: wish.published.clone(),
-        egress: wish.egress.clone(),
-    })
-}
-
-fn admit_ipv6(definition: &Definition, wish: &Wish, others: &[Endpoint]) -> Result<Option<Ipv6Addr>, Error> {
-    let Some(subnet) = definition.ipv6 else {
-        return wish.ipv6.map_or(Ok(None), |address| {
-            Err(Error::NoIpv6(address, definition.name.clone()))
-        });
-    };
-    let taken = |address: Ipv6Addr| others.iter().any(|other| other.ipv6 == Some(address));
-    match wish.ipv6 {
-        Some(address) if !subnet.contains(address) => Err(Error::NotInSubnet {
-            address: address.into(),
-            subnet: format!("{}/{}", subnet.address, subnet.prefix),
-        }),
-        Some(address) if !subnet.is_for_members(address) => Err(Error::NotForMembers(address.into())),
-        Some(address) if taken(address) => Err(Error::AddressInUse(address.into())),
-        Some(address) => Ok(Some(address)),
-        None => subnet
-            .first_free(taken)
-            .map(Some)
-            .ok_or_else(|| Error::Full(6, definition.name.clone())),
-    }
-}
-
-/// Makes a network's bridge; it is set up last.
-fn make_bridge(socket: &mut Socket, definition: &Definition) -> Result<(), Error> {
-    let bridge = &definition.bridge;
-    let Definition { ipv4, ipv6, mtu, .. } = definition;
-    // One of its own: else it would be that of whichever port came first.
-    socket.add_bridge(bridge, mac_of(ipv4.gateway), *mtu)?;
-    host::prepare_bridge(bridge, ipv6.is_some())?;
-    socket.add_address(bridge, (ipv4.gateway.into(), ipv4.prefix))?;
-    if let Some(ipv6) = ipv6 {
-        socket.add_address(bridge, (ipv6.gateway.into(), ipv6.prefix))?;
-    }
-    let up = Change {
-        up: true,
-        ..Change::default()
-    };
-    Ok(socket.change(bridge, &up)?)
 }

@@ -1,0 +1,159 @@
+//! The program `nft`, which reads the packet filter's rules and hands them to the kernel in one transaction.
+
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
+
+use serde::Deserialize;
+
+/// Where the program is looked for: first along `PATH`, which a user's does not always include the others in.
+const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
+
+/// Why the rules could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NftError {
+    /// There is no such program.
+    #[error("the program nft is not installed")]
+    Missing,
+    /// It could not be run.
+    #[error("cannot run nft")]
+    Run(#[source] io::Error),
+    /// It refused.
+    #[error("nft could not set the rules of the networks: {0}")]
+    Refused(String),
+}
+
+/// Checks that there is the program that sets rules.
+///
+/// # Errors
+/// [`NftError::Missing`].
+pub fn require_nft() -> Result<(), NftError> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let along = std::env::split_paths(&path).map(|place| place.join("nft"));
+    let others = PROGRAMS
+        .iter()
+        .map(std::path::PathBuf::from)
+        .filter(|path| path.is_absolute());
+    let found = along.chain(others).any(|path| path.is_file());
+    found.then_some(()).ok_or(NftError::Missing)
+}
+
+/// The chains of others that drop what is forwarded unless a rule lets it through, as `FAMILY TABLE CHAIN`: rules of rvm's do
+/// not overrule them.
+///
+/// # Errors
+/// As [`NftError`] says.
+pub fn dropping() -> Result<Vec<String>, NftError> {
+    let listed = run(&["-j", "list", "chains"], "")?;
+    dropping_in(&listed).map_err(|error| NftError::Run(error.into()))
+}
+
+fn dropping_in(listed: &[u8]) -> Result<Vec<String>, serde_json::Error> {
+    let listed: Listed = serde_json::from_slice(listed)?;
+    let chains = listed.nftables.into_iter().filter_map(|item| item.chain);
+    let drops = chains.filter(|chain| {
+        let is_theirs = chain.table != "rvm" && !chain.table.starts_with("rvm-");
+        is_theirs && chain.hook.as_deref() == Some("forward") && chain.policy.as_deref() == Some("drop")
+    });
+    Ok(drops
+        .map(
+            |Chain {
+                 family, table, name, ..
+             }| format!("{family} {table} {name}"),
+        )
+        .collect())
+}
+
+/// What nft lists (libnftables-json(5)).
+#[derive(Deserialize)]
+struct Listed {
+    nftables: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    chain: Option<Chain>,
+}
+
+#[derive(Deserialize)]
+struct Chain {
+    family: String,
+    table: String,
+    name: String,
+    hook: Option<String>,
+    policy: Option<String>,
+}
+
+/// Gives nft a script; what it did not do as a whole it did not do at all.
+///
+/// # Errors
+/// As [`NftError`] says.
+pub fn nft(script: &str) -> Result<(), NftError> {
+    run(&["-f", "-"], script).map(drop)
+}
+
+/// Runs it; what it wrote.
+fn run(arguments: &[&str], script: &str) -> Result<Vec<u8>, NftError> {
+    let start = |program: &str| {
+        Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+    };
+    let mut found = Err(NftError::Missing);
+    for program in PROGRAMS {
+        match start(program) {
+            Ok(child) => {
+                found = Ok(child);
+                break;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(NftError::Run(error)),
+        }
+    }
+    let mut child = found?;
+    let written = child
+        .stdin
+        .take()
+        .map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
+    let output = child.wait_with_output().map_err(NftError::Run)?;
+    if output.status.success() {
+        // A script that was not read to its end was refused.
+        return written.map(|()| output.stdout).map_err(NftError::Run);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let first: Vec<&str> = said
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .take(2)
+        .collect();
+    Err(NftError::Refused(first.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_that_drop_what_is_forwarded_are_named() {
+        let chain = |table: &str, name: &str, hook: &str, policy: &str| {
+            format!(
+                r#"{{"chain": {{"family": "ip", "table": "{table}", "name": "{name}", "handle": 1, "type": "filter",
+                   "hook": "{hook}", "prio": 0, "policy": "{policy}"}}}}"#
+            )
+        };
+        let chains = [
+            r#"{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}"#.to_owned(),
+            r#"{"chain": {"family": "ip", "table": "filter", "name": "DOCKER", "handle": 1}}"#.to_owned(),
+            chain("filter", "FORWARD", "forward", "drop"),
+            chain("filter", "INPUT", "input", "drop"),
+            chain("other", "forward", "forward", "accept"),
+            chain("rvm-0badcafe", "forward", "forward", "drop"),
+        ];
+        let listed = format!(r#"{{"nftables": [{}]}}"#, chains.join(","));
+        assert_eq!(dropping_in(listed.as_bytes()).unwrap(), ["ip filter FORWARD"]);
+        assert!(dropping_in(b"").is_err());
+    }
+}
