@@ -40,5 +40,6 @@ mod rootfs;
 mod streams;
 mod terminals;
 mod volumes;
+mod volumes_posix;
 mod volumes_shared;
 mod workload;
