@@ -138,6 +138,29 @@ impl Journal {
         self.tell(event, &BTreeMap::new(), [("driver", "local")]);
     }
 
+    /// Tells that a container's volumes have been mounted in it.
+    pub(crate) fn mounted(&self, record: &Record) {
+        for point in record.mounts.volumes() {
+            let destination = point.destination.display().to_string();
+            let own = [
+                ("driver", "local"),
+                ("container", record.id.as_str()),
+                ("destination", &destination),
+                ("propagation", point.propagation.name()),
+                ("read/write", if point.read_only { "false" } else { "true" }),
+            ];
+            self.tell(Event::new("volume", &point.name, "mount"), &BTreeMap::new(), own);
+        }
+    }
+
+    /// Tells that they are not any more.
+    pub(crate) fn unmounted(&self, record: &Record) {
+        for point in record.mounts.volumes() {
+            let own = [("driver", "local"), ("container", record.id.as_str())];
+            self.tell(Event::new("volume", &point.name, "unmount"), &BTreeMap::new(), own);
+        }
+    }
+
     fn tell<'a>(
         &self,
         mut event: Event,

@@ -17,6 +17,7 @@ use crate::record::{Isolation, Record};
 use crate::runtime::{Alarm, Context, FilesMachine};
 use crate::store::Owned;
 use crate::timeline::Timeline;
+use crate::volumes::{Filling, Volumes};
 use crate::{disk, kvm, layout, tree};
 
 /// A supervisor that begins or ends, and a command that looks at a container, are done within this.
@@ -65,6 +66,8 @@ impl Wish {
 pub(super) struct Reached {
     pub(super) connection: UnixStream,
     pub(super) machine: Option<Started>,
+    /// Volumes that the machine fills first.
+    pub(super) filling: Filling,
 }
 
 /// How many bytes may come of a container's files. On the host, they are there already.
@@ -104,9 +107,18 @@ impl Drop for Sockets {
     }
 }
 
+impl Started {
+    /// See [`FilesMachine::seal`].
+    pub(super) fn seal(&mut self) {
+        self.machine.seal();
+    }
+}
+
 impl GuestFiles {
     fn new(reached: Reached, record: &Record) -> Result<Self, Error> {
-        let Reached { connection, machine } = reached;
+        let Reached {
+            connection, machine, ..
+        } = reached;
         connection
             .set_read_timeout(Some(STALL_LIMIT))
             .map_err(FilesError::Read)?;
@@ -153,8 +165,11 @@ impl Engine {
                 Connection::open(&run_directory, ANSWER_LIMIT).and_then(|connection| wish.ask(&connection));
             match asked {
                 Ok(connection) => {
-                    let machine = None;
-                    return Ok(Reached { connection, machine });
+                    return Ok(Reached {
+                        connection,
+                        machine: None,
+                        filling: Filling::default(),
+                    });
                 }
                 // It may have just ended, or not quite begun.
                 Err(_) if Instant::now() < deadline => thread::sleep(TURN),
@@ -168,13 +183,15 @@ impl Engine {
 
     fn start_for_files(&self, owned: Owned, wish: Wish) -> Result<Reached, Error> {
         kvm::require(self.layout())?;
-        let (mut record, spec) = (owned.read_record()?, owned.read_spec()?);
+        let (mut record, mut spec) = (owned.read_record()?, owned.read_spec()?);
         if matches!(wish, Wish::Archive(_)) {
             // It leaves out what is mounted, so that need not be there any more.
             record.mounts = Mounts::default();
         }
         // Its last owner may have been killed since it was looked up.
         self.store().clean_up(&record.id)?;
+        let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
+        let filling = Filling::begin(&Volumes::open(self.layout())?, &record, mounts)?;
         let sockets = Sockets(self.store().files_directory(&record.id));
         layout::create_private(&sockets.0).map_err(FilesError::Read)?;
         let context = Context {
@@ -196,8 +213,11 @@ impl Engine {
             _stays: owned,
         };
         let connection = started.machine.open(wish.purpose()).map_err(failed)?;
-        let machine = Some(started);
-        Ok(Reached { connection, machine })
+        Ok(Reached {
+            connection,
+            machine: Some(started),
+            filling,
+        })
     }
 }
 

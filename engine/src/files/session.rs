@@ -28,6 +28,7 @@ use crate::engine::{Engine, Error};
 use crate::mounts::{MountError, MountPoint};
 use crate::record::{Isolation, Record, State};
 use crate::store::Owned;
+use crate::volumes::{self, Filling, Volumes};
 
 impl Engine {
     /// Gets at a container's files.
@@ -41,13 +42,17 @@ impl Engine {
                     Some(Session {
                         connection: reached.connection,
                         held: Held::Guest(reached.machine.map(Box::new)),
+                        filling: reached.filling,
                     })
                 }
             };
             // What is this command's own does not change by itself.
             let is_own = session.as_ref().is_some_and(Session::is_own);
             match session.map(Session::greeted).transpose() {
-                Ok(Some(session)) => return Ok(session),
+                Ok(Some(mut session)) => {
+                    session.filled()?;
+                    return Ok(session);
+                }
                 // It has just ended, or not quite begun.
                 Ok(None) | Err(_) if !is_own && Instant::now() < deadline => thread::sleep(TURN),
                 Ok(None) => return Err(FilesError::Starting(record.name.clone()).into()),
@@ -60,13 +65,16 @@ impl Engine {
     fn host_session(&self, id: &str, writes: bool) -> Result<Option<Session>, Error> {
         let stays = self.own(id)?;
         let record = self.store().find(id)?;
+        let mut filling = Filling::default();
         let place = if stays.is_some() {
             self.store().clean_up(id)?;
             let rootfs = self.rootfs(&record)?;
             let mounts = record.mounts.shared().map(MountPoint::as_mount);
+            let mut mounts: Vec<_> = mounts.collect::<Result<_, _>>().map_err(MountError::from)?;
+            filling = Filling::begin(&Volumes::open(self.layout())?, &record, &mut mounts)?;
             Place::Ended {
                 rootfs,
-                mounts: mounts.collect::<Result<_, _>>().map_err(MountError::from)?,
+                mounts,
                 writes,
             }
         } else {
@@ -94,6 +102,7 @@ impl Engine {
                 server: Some(server.map_err(FilesError::Read)?),
                 stays,
             },
+            filling,
         }))
     }
 }
@@ -110,6 +119,8 @@ fn first_process(pid: i32, id: &str) -> Option<OwnedFd> {
 pub(super) struct Session {
     connection: UnixStream,
     held: Held,
+    /// Volumes that whoever has the files fills first.
+    filling: Filling,
 }
 
 /// What there is for that connection.
@@ -155,6 +166,14 @@ impl Session {
             .map_err(|error| CopyFailure::Lost(FrameError::Io(error)))?;
         self.answered()?;
         Ok(self)
+    }
+
+    /// It has the files, so its volumes have been filled.
+    fn filled(&mut self) -> Result<(), volumes::Error> {
+        if let Held::Guest(Some(machine)) = &mut self.held {
+            machine.seal();
+        }
+        std::mem::take(&mut self.filling).done()
     }
 
     fn ask(&self, request: &CopyRequest) -> Result<(), CopyFailure> {

@@ -7,6 +7,7 @@ use rvm_protocol::Purpose;
 
 use super::boot::Guest;
 use super::microvm::Error;
+use super::shares::Seals;
 use super::{Context, guest};
 
 /// A machine with a container's disks. It ends when this is dropped, and with the process that started it.
@@ -16,6 +17,13 @@ impl FilesMachine {
     /// Starts it. The caller owns the container.
     pub(crate) fn boot(context: &Context<'_>) -> Result<Self, super::Error> {
         Ok(Self(Some(Guest::boot(context)?)))
+    }
+
+    /// Volumes have been filled: those that the container only reads are read-only from now on.
+    pub(crate) fn seal(&mut self) {
+        if let Some(guest) = &mut self.0 {
+            guest.seals = Seals::default();
+        }
     }
 
     /// Opens a connection for the files.

@@ -318,11 +318,16 @@ impl Supervisor {
             let _ = runtime.end();
             return Err((125, error.into()));
         }
-        self.follow(runtime, workload)
+        let journal = &self.book.store().journal;
+        journal.mounted(record);
+        let outcome = self.follow(runtime, workload);
+        journal.unmounted(record);
+        outcome
     }
 
     fn begin_filling(&self, record: &Record, spec: &mut Spec) -> Result<Filling, volumes::Error> {
-        Filling::begin(&Volumes::open(&self.layout)?, record, spec)
+        let mounts = spec.mounts_mut().as_deref_mut().unwrap_or_default();
+        Filling::begin(&Volumes::open(&self.layout)?, record, mounts)
     }
 
     fn follow(&self, mut runtime: Runtime, workload: Streams) -> Result<Exited, (u8, RunError)> {

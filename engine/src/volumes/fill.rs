@@ -1,13 +1,14 @@
 //! Filling a new volume with what the image has where it is mounted, once.
 //!
-//! That is done while a container is started for the first time, where its files are: by the isolation crate, on the host or
-//! in a guest. Here is decided whether, under the volume's lock, so that of two containers that are started at once one
+//! That is done while a container is started for the first time, or when files are copied into it or out of it before that,
+//! where its files are: by the isolation crate, on the host or in a guest. Here is decided whether, under the volume's lock, so that of two containers that are started at once one
 //! does and the other one waits. A file beside the data says that it has begun: one that was cut short is done again,
 //! by whichever container is started next.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
 
+use oci_spec::runtime::Mount;
 use rustix::fs::{FlockOperation, flock};
 
 use super::{Error, Volumes, path_error};
@@ -18,20 +19,21 @@ use crate::record::{Record, State};
 const MARK: &str = "filling";
 
 /// Volumes that are being filled. They stay marked as such, unless it is told that they have been.
+#[derive(Debug, Default)]
 pub(crate) struct Filling {
     /// Their locks and marks.
     volumes: Vec<(File, PathBuf)>,
 }
 
 impl Filling {
-    /// Decides which volumes of a container are to be filled, and says so in its specification.
+    /// Decides which volumes of a container are to be filled, and says so in `mounts`, those of its specification.
     pub(crate) fn begin(
         volumes: &Volumes,
         record: &Record,
-        spec: &mut oci_spec::runtime::Spec,
+        mounts: &mut [Mount],
     ) -> Result<Self, Error> {
         let is_new = record.state == State::Created;
-        let mut filling = Self { volumes: Vec::new() };
+        let mut filling = Self::default();
         let mut points: Vec<&MountPoint> = record.mounts.volumes().filter(|point| point.fills).collect();
         // Two containers lock in the same order.
         points.sort_by(|one, other| one.name.cmp(&other.name));
@@ -52,8 +54,8 @@ impl Filling {
             }
             File::create(&mark).map_err(path_error("create", &mark))?;
             filling.volumes.push((lock, mark));
-            let of_spec = spec.mounts_mut().iter_mut().flatten();
-            of_spec.filter(|mount| point.is(mount)).for_each(mounts::add_fill);
+            let same = mounts.iter_mut().filter(|mount| point.is(mount));
+            same.for_each(mounts::add_fill);
         }
         Ok(filling)
     }

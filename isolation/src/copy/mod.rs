@@ -23,7 +23,7 @@ use crate::environment::Rootfs;
 use crate::mounts::Mount;
 use crate::reopen::Reopener;
 use crate::root::Root;
-use crate::{rootfs, sys};
+use crate::{fill, rootfs, sys};
 pub use unpack::{Unpack, UnpackError, UnpackPlace};
 
 /// Links followed on the way to one file: the kernel's own limit.
@@ -122,7 +122,6 @@ fn enter(place: Place) -> Result<Files, CopyError> {
             mounts,
             writes,
         } => {
-            sys::leave_mounts().map_err(CopyError::Enter)?;
             enter_ended(&rootfs, &mounts, writes).map_err(CopyError::Mount)?;
             sys::enter_directory().map_err(CopyError::Enter)?;
             syncs = writes;
@@ -138,7 +137,8 @@ fn enter(place: Place) -> Result<Files, CopyError> {
     })
 }
 
-/// Mounts the files of a container that does not run, and makes them the working directory.
+/// Leaves the host's mounts, mounts the files of a container that does not run, and makes them the working directory. Volumes
+/// that are to be filled are so before.
 fn enter_ended(
     rootfs: &Rootfs,
     mounts: &[oci_spec::runtime::Mount],
@@ -149,6 +149,8 @@ fn enter_ended(
         .enumerate()
         .map(|(index, mount)| Mount::new(index, mount))
         .collect::<Result<_, _>>()?;
+    fill::fill(rootfs, &mounts)?;
+    sys::leave_mounts()?;
     let sources: Vec<_> = mounts.iter().map(Mount::open_source).collect::<Result<_, _>>()?;
     // Where something is mounted for the first time, a directory may have to be made.
     if writes || !mounts.is_empty() {

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 use std::env;
+use std::fs::File;
 use std::hint::black_box;
 use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, UdpSocket};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
@@ -16,6 +18,7 @@ use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 use rvm_tests::tree;
+use vm_memory::{FileOffset, MmapRegion, VolatileMemory as _};
 
 fn main() -> Result<ExitCode> {
     let arguments = env::args().skip(1).collect::<Vec<_>>();
@@ -30,6 +33,10 @@ fn main() -> Result<ExitCode> {
         ["fill", directory] => fill(Path::new(directory))?,
         ["lock", kind, file, how] => lock(kind, Path::new(file), how)?,
         ["journal", file] => journal(Path::new(file))?,
+        ["append", file, word, records] => append(Path::new(file), word, records.parse()?)?,
+        ["map", file, "write", text] => write_mapped(Path::new(file), text)?,
+        ["map", file, "read"] => read_mapped(Path::new(file))?,
+        ["count", file, times] => count(Path::new(file), times.parse()?)?,
         ["sink"] => println!("{}", tree::sha256(io::stdin().lock())?),
         ["copy"] => {
             io::copy(&mut io::stdin().lock(), &mut io::stdout().lock())?;
@@ -163,6 +170,58 @@ fn journal(path: &Path) -> Result<()> {
         io::stdout().flush()?;
     }
     Ok(())
+}
+
+/// Appends records to a file, one write each.
+fn append(path: &Path, word: &str, records: u32) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+    for number in 0..records {
+        file.write_all(format!("{word} {number:08}\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Adds one to a number in a file so many times, each time under a lock that is given back in between. The number always has
+/// the same length, so that nothing but its contents says that it has changed.
+fn count(path: &Path, times: u32) -> Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    for _ in 0..times {
+        rustix::fs::fcntl_lock(&file, FlockOperation::LockExclusive)?;
+        let mut text = [0; 8];
+        file.read_exact_at(&mut text, 0)?;
+        let number: u32 = std::str::from_utf8(&text)?.parse()?;
+        file.write_all_at(format!("{:08}", number + 1).as_bytes(), 0)?;
+        rustix::fs::fcntl_lock(&file, FlockOperation::Unlock)?;
+    }
+    Ok(())
+}
+
+/// Changes the beginning of a file in memory that is shared with it, and has that reach the file.
+fn write_mapped(path: &Path, text: &str) -> Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let region = mapped(&file)?;
+    region
+        .as_volatile_slice()
+        .subslice(0, text.len())?
+        .copy_from(text.as_bytes());
+    Ok(file.sync_all()?)
+}
+
+/// Prints a file as it is in shared memory.
+fn read_mapped(path: &Path) -> Result<()> {
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let region = mapped(&file)?;
+    let mut bytes = vec![0_u8; region.len()];
+    region.as_volatile_slice().copy_to(&mut bytes);
+    Ok(io::stdout().write_all(&bytes)?)
+}
+
+fn mapped(file: &File) -> Result<MmapRegion> {
+    let length = usize::try_from(file.metadata()?.len())?;
+    Ok(MmapRegion::from_file(
+        FileOffset::new(file.try_clone()?, 0),
+        length,
+    )?)
 }
 
 /// The file /behaviour beside it says how: `exit` makes the kernel panic, `sleep` never says anything.

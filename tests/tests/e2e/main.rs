@@ -41,5 +41,6 @@ mod rootfs;
 mod streams;
 mod terminals;
 mod volumes;
+mod volumes_posix;
 mod volumes_shared;
 mod workload;

@@ -1,10 +1,12 @@
 //! The directory as a file system: requests in, answers out.
 //!
 //! **What other guests and the host see.** What is written is in the host's page cache when the write is answered, and on its
-//! disk when an `fsync` or a `sync` is. The guest asks anew for every name and attribute (no time-outs), so that what others
-//! have changed is seen by the next system call; its page cache of a file is dropped when the file is opened and whenever
-//! its time or size has changed. Only a file that is mapped into memory may show what was there before. A path of n names
-//! costs up to 2n requests this way; with any time-out, a guest could hear of a change from another one before it sees it.
+//! disk when an `fsync` or a `sync` is. The guest asks anew for every name and attribute (no time-outs), and reads every file
+//! anew (`FOPEN_DIRECT_IO`), so that what others have changed is seen by the next system call. A page cache in the guest could
+//! only be checked by a file's time and size, which stay the same where two write within a tick of the host's clock; and to ask
+//! for those takes a request as well, so that nothing would be saved. Only memory that is mapped to a file may show what was there
+//! before: the guest has pages for that alone. A path of n names costs up to 2n requests this way; with any time-out, a guest could
+//! hear of a change from another one before it sees it.
 //! `O_APPEND` appends at the host's end of the file. Locks (`flock`, `fcntl`) are the host's.
 
 use std::fs::File;
@@ -38,6 +40,10 @@ const MAX_PAGES: u16 = 32;
 
 /// Requests that a driver may have running for its read-ahead and the like.
 const MAX_BACKGROUND: u16 = 16;
+
+/// Files that are read past the page cache can still be mapped, shared (`FUSE_DIRECT_IO_ALLOW_MMAP` in the upper half of the
+/// flags). The library has no name for it.
+const DIRECT_IO_ALLOW_MMAP: u32 = 1 << (36 - 32);
 
 /// What a guest may do with the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +95,7 @@ impl Share {
             root_dir: room.directory().to_owned(),
             entry_timeout: Duration::ZERO,
             attr_timeout: Duration::ZERO,
-            cache_policy: CachePolicy::Auto,
+            cache_policy: CachePolicy::Never,
             xattr: true,
             killpriv_v2: true,
             // Else it would remember each file that it has ever seen.
@@ -312,6 +318,7 @@ impl Share {
             | FsOptions::BIG_WRITES
             | FsOptions::ATOMIC_O_TRUNC
             | FsOptions::AUTO_INVAL_DATA
+            | FsOptions::INIT_EXT
             | FsOptions::PARALLEL_DIROPS
             | FsOptions::POSIX_LOCKS
             | FsOptions::FLOCK_LOCKS
@@ -320,6 +327,10 @@ impl Share {
         let of_library = self.files.init(offered).map_err(|_| libc::EIO)?;
         let common = offered & (wanted | of_library);
         agreed.flags = u32::try_from(common.bits()).map_err(|_| libc::EIO)?;
+        if offered.contains(FsOptions::INIT_EXT) {
+            let more = body.get(size_of::<InitIn>()..).and_then(<[u8]>::first_chunk);
+            agreed.flags2 = u32::from_le_bytes(*more.ok_or(libc::EINVAL)?) & DIRECT_IO_ALLOW_MMAP;
+        }
         agreed.max_readahead = asked.max_readahead;
         agreed.max_background = MAX_BACKGROUND;
         agreed.congestion_threshold = MAX_BACKGROUND / 4 * 3;

@@ -202,6 +202,12 @@ fn a_driver_agrees_on_sizes_and_caches_nothing() {
             | FsOptions::POSIX_ACL
     ));
     assert_eq!((u32_at(&agreed, 20), agreed[28]), (MAX_DATA_BYTES, 32));
+    // Of the upper half, that files past the cache may be mapped, if the driver knows of that.
+    assert_eq!(u32_at(&agreed, 32), 0);
+    let mut more = all.clone();
+    more[16..20].fill(0xff);
+    let agreed = driver.ask(INIT, 0, &more).unwrap();
+    assert_eq!(u32_at(&agreed, 32), DIRECT_IO_ALLOW_MMAP);
     // Older than the device, and of another age.
     assert_eq!(driver.ask(INIT, 0, &words(&[7, 30, 0, 0])), Err(libc::EPROTO));
     assert_eq!(driver.ask(INIT, 0, &words(&[6, 40, 0, 0])), Err(libc::EPROTO));
@@ -209,6 +215,8 @@ fn a_driver_agrees_on_sizes_and_caches_nothing() {
     assert_eq!((u32_at(&next, 0), u32_at(&next, 12)), (7, 0));
     // Another driver knows nothing of what this one had.
     let (node, handle) = driver.create("file", libc::O_RDWR).unwrap();
+    let opened = driver.ask(OPEN, node, &words(&[0, 0])).unwrap();
+    assert_eq!(u32_at(&opened, 8), 1, "FOPEN_DIRECT_IO alone");
     driver.ask(INIT, 0, &all).unwrap();
     assert_eq!(driver.read((node, handle), 0, 1), Err(libc::EBADF));
     assert_eq!(driver.ask(GETATTR, node, &[0; 16]), Err(libc::EBADF));

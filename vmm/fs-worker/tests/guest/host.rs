@@ -322,6 +322,14 @@ fn files() {
     });
     fs::write(data.join("shared"), "new, and longer").unwrap();
     fs::write(data.join("changed"), "").unwrap();
+    wait_until("the guest again", || {
+        data.join("has-read-again").exists() || machine.thread.is_finished()
+    });
+    let mut shared = File::options().write(true).open(data.join("shared")).unwrap();
+    let modified = shared.metadata().unwrap().modified().unwrap();
+    shared.write_all(b"new, not longer").unwrap();
+    shared.set_modified(modified).unwrap();
+    fs::write(data.join("changed-again"), "").unwrap();
     machine.finish(FILES);
     assert!(first.wait().unwrap().success() && second.wait().unwrap().success());
 
