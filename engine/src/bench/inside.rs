@@ -4,7 +4,6 @@ use serde::Deserialize;
 
 use super::catalogue::{self, Expected, Unit};
 use super::plan::{Subject, Suite};
-use super::session::{Session, request};
 use super::{Bench, Error, Sample};
 
 /// What the probe prints.
@@ -32,8 +31,7 @@ pub(super) fn measure(bench: &mut Bench, suite: Suite, subject: Subject) -> Resu
         Suite::Disk => (&["disk", "/"], &catalogue::DISK),
         _ => (&["syscall"], &catalogue::SYSCALL),
     };
-    let request = request(bench.plan, bench.isolation(subject)?, words);
-    let mut session = Session::start(bench.engine, &request)?;
+    let mut session = bench.start(subject, words)?;
     let answer: Answer = session.answer()?;
     session.finish()?;
     if let Some(note) = &answer.note {

@@ -14,7 +14,6 @@ mod memory;
 mod peers;
 pub mod plan;
 pub mod report;
-mod session;
 mod startup;
 pub mod statistics;
 
@@ -35,8 +34,10 @@ use self::report::{Exposure, Failure, Series, Waterfall};
 pub use self::startup::WORDS;
 use self::statistics::Summary;
 use crate::engine::Engine;
+use crate::network::Networking;
+use crate::probe::{Probed, Session, SessionError};
 use crate::record::Isolation;
-use crate::spec;
+use crate::spec::{self, Changes, Options};
 
 /// Why nothing can be measured.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,16 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Engine(error) => Self::Engine(*error),
+            SessionError::Streams(source) => Self::Streams(source),
+            SessionError::Failed { said, .. } => Self::Wrong(said),
+        }
+    }
 }
 
 /// Something that was measured, once.
@@ -196,6 +207,26 @@ pub fn measure(engine: &Engine, plan: &Plan, surroundings: Surroundings) -> Resu
     })
 }
 
+/// What every workload runs in.
+fn probed(plan: &Plan, isolation: Isolation) -> Probed<'_> {
+    Probed {
+        image: &plan.image,
+        isolation,
+        network: Networking::default(),
+        options: Options {
+            // As root, whoever the image's user is: what is measured is the same in every image.
+            user: Some("0:0".to_owned()),
+            working_directory: Some("/".to_owned()),
+            limits: Changes {
+                memory_bytes: Some(plan.memory_bytes),
+                cpuset_cpus: plan.pin.clone(),
+                ..Changes::default()
+            },
+            ..Options::default()
+        },
+    }
+}
+
 /// Puts this process, and all that it starts, on some processors.
 fn pin(list: &str) -> Result<(), Error> {
     let cpus = spec::processors(list).map_err(crate::engine::Error::from)?;
@@ -215,7 +246,18 @@ struct Samples {
     values: BTreeMap<(Subject, &'static str), Vec<f64>>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// A container with the probe in it, as a user would make it.
+    fn probed(&self, subject: Subject) -> Result<Probed<'a>, Error> {
+        Ok(probed(self.plan, self.isolation(subject)?))
+    }
+
+    /// Starts the probe with a workload.
+    fn start(&self, subject: Subject, words: &[&str]) -> Result<Session<'a>, Error> {
+        let words = [&["work"], words].concat();
+        Ok(self.probed(subject)?.start(self.engine, &words)?)
+    }
+
     fn rounds(&self, suite: Suite) -> usize {
         self.plan.warm_up + suite.runs(self.plan.runs)
     }
