@@ -5,6 +5,7 @@
 pub mod attempts;
 pub mod crash;
 pub mod facts;
+pub mod network;
 pub mod sample;
 
 /// Prints one line of JSON.

@@ -24,7 +24,7 @@ fn many(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     let begun = Instant::now();
     let runs: Vec<_> = commands
         .into_iter()
-        .map(|command| thread::spawn(move || startup::time(command)))
+        .map(|command| thread::spawn(move || startup::time(command, startup::OUTPUT)))
         .collect();
     let mut slowest = 0;
     let mut count = 0;

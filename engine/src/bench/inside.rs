@@ -1,4 +1,4 @@
-//! Suites whose workload takes its own time: the processor, system calls, the disk.
+//! Suites whose workload takes its own time: the processor, system calls, the disk, applications.
 
 use serde::Deserialize;
 
@@ -29,6 +29,7 @@ pub(super) fn measure(bench: &mut Bench, suite: Suite, subject: Subject) -> Resu
     let (words, expected): (&[&str], &[Expected]) = match suite {
         Suite::Cpu => (&["cpu"], &catalogue::CPU),
         Suite::Disk => (&["disk", "/"], &catalogue::DISK),
+        Suite::Apps => (&["apps", "/"], &catalogue::APPS),
         _ => (&["syscall"], &catalogue::SYSCALL),
     };
     let mut session = bench.start(subject, words)?;

@@ -5,12 +5,14 @@
 //! thrown away; and a report keeps every sample and the circumstances. Nothing here knows how a report is shown.
 
 pub mod catalogue;
+mod control;
 mod density;
 pub mod diff;
 mod exposure;
 mod inside;
 pub mod manifest;
 mod memory;
+mod network;
 mod peers;
 pub mod plan;
 pub mod report;
@@ -20,7 +22,7 @@ pub mod statistics;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -66,6 +68,9 @@ pub enum Error {
     /// Only one measurement at a time makes things for other programs.
     #[error("another rvm bench runs")]
     Busy,
+    /// There is no place to measure the host's own disk in.
+    #[error("cannot make a file in {0}")]
+    Control(PathBuf, #[source] io::Error),
     /// The host's memory is not told.
     #[error("/proc/meminfo does not tell how much memory is available")]
     NoMemInfo,
@@ -303,6 +308,9 @@ impl<'a> Bench<'a> {
 
     /// One run of one subject.
     fn once(&mut self, suite: Suite, subject: Subject, counts: bool) -> Result<Vec<Sample>, Error> {
+        if subject == Subject::Host {
+            return control::measure(self, suite);
+        }
         match suite {
             Suite::Startup => {
                 let known = self.starts.len();
@@ -313,7 +321,8 @@ impl<'a> Bench<'a> {
                 Ok(samples)
             }
             Suite::Memory => memory::measure(self, subject),
-            Suite::Cpu | Suite::Syscall | Suite::Disk => inside::measure(self, suite, subject),
+            Suite::Cpu | Suite::Syscall | Suite::Disk | Suite::Apps => inside::measure(self, suite, subject),
+            Suite::Network => network::measure(self, subject),
             Suite::Exposure => exposure::measure(self, subject),
             Suite::Density => density::measure(self, subject),
         }
@@ -321,10 +330,12 @@ impl<'a> Bench<'a> {
 
     /// A command that runs the startup suite's workload.
     fn command(&self, subject: Subject) -> Result<Command, Error> {
-        match &self.peers {
-            Some(peers) if subject.isolation().is_none() => peers.command(subject, self.plan),
-            _ => Ok((self.run)(self.plan, self.isolation(subject)?)),
-        }
+        let mut command = match &self.peers {
+            Some(peers) if subject.isolation().is_none() => peers.command(subject, self.plan)?,
+            _ => (self.run)(self.plan, self.isolation(subject)?),
+        };
+        command.stdin(Stdio::null());
+        Ok(command)
     }
 
     /// The mode of a subject that is one of rvm's.
