@@ -10,7 +10,7 @@ mod work;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use rvm_probe::{crash, facts, sample};
+use rvm_probe::{crash, facts, print, sample};
 
 const USAGE: &str = "usage: rvm-probe facts|nothing|wait|write BYTES|sample|crash|work NAME (rvm runs it in containers that it compares and measures)";
 
@@ -44,10 +44,4 @@ fn write(bytes: usize) -> Result<()> {
     let mut file = std::fs::File::create("/.rvm-probe-written")?;
     std::io::Write::write_all(&mut file, &vec![1; bytes])?;
     Ok(file.sync_all()?)
-}
-
-/// One line of JSON.
-fn print(value: &impl serde::Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string(value)?);
-    Ok(())
 }

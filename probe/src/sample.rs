@@ -14,12 +14,12 @@ const FILES: usize = 10;
 /// Bytes of each.
 const BYTES: usize = 64 << 10;
 
-/// Waits for a line of input, works, and says how it went.
+/// Says that it is ready, waits for a line of input, works, and says that it is done.
 ///
 /// # Errors
 /// Whatever cannot be done, or comes out wrong.
 pub fn run() -> Result<()> {
-    println!("ready");
+    crate::print(&"ready")?;
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
     let directory = std::env::temp_dir().join(".rvm-probe-sample");
@@ -49,6 +49,5 @@ pub fn run() -> Result<()> {
         .output()
         .context("cannot run another process")?;
     ensure!(child.status.success(), "another process has failed");
-    println!("done");
-    Ok(())
+    crate::print(&"done")
 }

@@ -16,7 +16,7 @@ Examples:
   rvm bench --pin 2,3 --json a.json --html report.html debian
   rvm bench diff a.json b.json                               what has changed between two reports
 
-Suites: startup, memory, cpu, syscall, disk, exposure, density. Modes take turns run by run; a run whose workload printed the
+Suites: startup, memory, cpu, syscall, disk, network, apps, exposure, density. Modes take turns run by run; a run whose workload printed the
 wrong thing does not count, and makes the exit code 1. docs/bench.md walks through what is shown.";
 
 const DIFF_EXAMPLES: &str = "\

@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rvm_engine::bench::catalogue::Unit;
-use rvm_engine::bench::diff::{Change, Comparison, Verdict};
+use rvm_engine::bench::diff::{Change, Comparison, Machine, Verdict};
 use rvm_engine::bench::report::Series;
 use rvm_engine::bench::{Report, Step, Suite};
 
@@ -180,15 +180,14 @@ pub(crate) fn diff_table(comparison: &Comparison) -> Result<()> {
         let verdicts = comparison.changes.iter().map(|change| change.verdict);
         verdicts.filter(what).count()
     };
-    let mut notes = vec![
-        String::new(),
-        format!(
-            "{} of {} rows have changed; for {} there are too few samples to tell",
-            counted(|verdict| verdict.is_change()),
-            comparison.changes.len(),
-            counted(|verdict| *verdict == Verdict::TooFew),
-        ),
-    ];
+    let mut notes = vec![String::new()];
+    notes.extend(comparison.machine.iter().map(machine));
+    notes.push(format!(
+        "{} of {} rows have changed; for {} there are too few samples to tell",
+        counted(|verdict| verdict.is_change()),
+        comparison.changes.len(),
+        counted(|verdict| *verdict == Verdict::TooFew),
+    ));
     notes.extend(
         comparison
             .circumstances
@@ -197,6 +196,17 @@ pub(crate) fn diff_table(comparison: &Comparison) -> Result<()> {
     );
     notes.extend(comparison.unmatched.iter().map(|what| format!("alone    {what}")));
     super::lines(notes.iter().map(|note| super::single_line(note)))
+}
+
+/// What the machine itself did between two reports.
+fn machine(machine: &Machine) -> String {
+    let interval = machine
+        .interval
+        .map_or_else(String::new, |(low, high)| format!(" ({low:.3} .. {high:.3})"));
+    format!(
+        "machine  {}: the host's own work took {:.3} times as long{interval}",
+        machine.suite, machine.ratio
+    )
 }
 
 fn verdict(verdict: Verdict) -> &'static str {

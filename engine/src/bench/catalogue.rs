@@ -69,7 +69,7 @@ pub struct Row {
 }
 
 use Better::{Less, More, Neither};
-use Suite::{Cpu, Density, Disk, Exposure, Memory, Startup, Syscall};
+use Suite::{Apps, Cpu, Density, Disk, Exposure, Memory, Network, Startup, Syscall};
 use Unit::{Bytes, BytesPerSecond, Count, Milliseconds, Nanoseconds, PerSecond, Percent};
 
 const fn row(suite: Suite, id: &'static str, title: &'static str, unit: Unit, better: Better) -> Row {
@@ -83,7 +83,7 @@ const fn row(suite: Suite, id: &'static str, title: &'static str, unit: Unit, be
 }
 
 /// Every row, in the order in which they are shown; of phases, see [`phase`].
-const ROWS: [Row; 46] = [
+const ROWS: [Row; 58] = [
     row(
         Startup,
         "total",
@@ -263,6 +263,72 @@ const ROWS: [Row; 46] = [
     ),
     row(Disk, "unlink", "file removed", Nanoseconds, Less),
     row(
+        Network,
+        "receive-1",
+        "TCP to the workload, 1 stream",
+        BytesPerSecond,
+        More,
+    ),
+    row(
+        Network,
+        "receive-10",
+        "TCP to the workload, 10 streams",
+        BytesPerSecond,
+        More,
+    ),
+    row(
+        Network,
+        "send-1",
+        "TCP from the workload, 1 stream",
+        BytesPerSecond,
+        More,
+    ),
+    row(
+        Network,
+        "send-10",
+        "TCP from the workload, 10 streams",
+        BytesPerSecond,
+        More,
+    ),
+    row(
+        Network,
+        "round-trip",
+        "64 bytes there and back, median",
+        Nanoseconds,
+        Less,
+    ),
+    row(
+        Network,
+        "round-trip-p99",
+        "64 bytes there and back, 99th percentile",
+        Nanoseconds,
+        Less,
+    ),
+    row(Network, "connect", "TCP connection made", Nanoseconds, Less),
+    row(Network, "http", "HTTP requests, 4 connections", PerSecond, More),
+    row(
+        Apps,
+        "database",
+        "SQLite: transactions and queries",
+        Nanoseconds,
+        Less,
+    ),
+    row(
+        Apps,
+        "key-value",
+        "key-value server with a log: requests",
+        Nanoseconds,
+        Less,
+    ),
+    row(Apps, "web", "HTTP server of files: requests", Nanoseconds, Less),
+    row(
+        Apps,
+        "build",
+        "build: a unit read, translated by a process, written",
+        Nanoseconds,
+        Less,
+    ),
+    row(
         Exposure,
         "calls",
         "distinct system calls made on the host's kernel",
@@ -330,8 +396,24 @@ pub(super) fn place(suite: Suite, id: &str) -> Option<usize> {
 }
 
 fn all() -> impl Iterator<Item = Row> {
-    ROWS.into_iter().chain(Phase::ALL.into_iter().map(phase))
+    let phases = Phase::ALL.into_iter().map(phase);
+    ROWS.into_iter().chain(phases).chain(Suite::ALL.map(control))
 }
+
+/// The row of the host's own piece of work in a suite.
+#[must_use]
+pub fn control(suite: Suite) -> Row {
+    row(
+        suite,
+        CONTROL,
+        "the host itself: a fixed piece of work",
+        Milliseconds,
+        Less,
+    )
+}
+
+/// Its name.
+pub const CONTROL: &str = "control";
 
 /// The row of a phase: from the moment before to this one.
 #[must_use]
@@ -390,6 +472,14 @@ pub(super) const DISK: [Expected; 9] = [
     counted("unlink", 1000),
 ];
 
+/// The database's sum is that of a program in another language, with another build of the library.
+pub(super) const APPS: [Expected; 4] = [
+    expected("database", 700, 1_248_356),
+    counted("key-value", 2000),
+    counted("web", 1000),
+    counted("build", 40),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -398,6 +488,7 @@ mod tests {
     fn every_row_has_a_name_of_its_own() {
         let mut names: Vec<_> = ROWS.iter().map(|row| (row.suite, row.id)).collect();
         names.extend(Phase::ALL.map(|phase| (Startup, phase.name())));
+        names.extend(Suite::ALL.map(|suite| (suite, CONTROL)));
         let count = names.len();
         names.sort_unstable();
         names.dedup();
@@ -406,7 +497,7 @@ mod tests {
 
     #[test]
     fn what_is_measured_inside_has_a_row() {
-        for (suite, expected) in [(Cpu, &CPU[..]), (Syscall, &SYSCALL), (Disk, &DISK)] {
+        for (suite, expected) in [(Cpu, &CPU[..]), (Syscall, &SYSCALL), (Disk, &DISK), (Apps, &APPS)] {
             for expected in expected {
                 assert!(find(suite, expected.id).is_some(), "{}", expected.id);
             }

@@ -4,13 +4,10 @@ use std::thread;
 use std::time::Instant;
 
 use super::plan::Subject;
-use super::session::{Session, request};
 use super::startup::{self, milliseconds};
 use super::{Bench, Error, Sample, number};
-use crate::control::Exec;
 use crate::life::Stop;
-use crate::probe;
-use crate::supervisor::Wanted;
+use crate::probe::{self, Session};
 
 /// One run.
 pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
@@ -27,7 +24,7 @@ fn many(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     let begun = Instant::now();
     let runs: Vec<_> = commands
         .into_iter()
-        .map(|command| thread::spawn(move || startup::time(command)))
+        .map(|command| thread::spawn(move || startup::time(command, startup::OUTPUT)))
         .collect();
     let mut slowest = 0;
     let mut count = 0;
@@ -45,17 +42,17 @@ fn many(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
 
 /// A further command in one that runs; one is stopped; one is removed while it runs.
 fn one(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
-    let mut request = request(bench.plan, bench.isolation(subject)?, &["hog", "0"]);
+    let mut probed = bench.probed(subject)?;
     // A first process without a handler does not hear of a signal; this one hands it on.
-    request.options.init = true;
+    probed.options.init = true;
     let start = || -> Result<Session, Error> {
-        let mut session = Session::start(bench.engine, &request)?;
+        let mut session = probed.start(bench.engine, &["work", "hog", "0"])?;
         session.answer::<serde_json::Value>()?;
         Ok(session)
     };
     let session = start()?;
     let begun = Instant::now();
-    further(bench, &session)?;
+    session.exec(&[probe::PATH, "work", "end"], None)?;
     let mut samples = vec![Sample::new("exec", elapsed(begun))];
     let begun = Instant::now();
     bench.engine.stop(session.id(), &Stop::default())?;
@@ -66,22 +63,6 @@ fn one(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     bench.engine.remove(session.id(), true, true)?;
     samples.push(Sample::new("remove", elapsed(begun)));
     Ok(samples)
-}
-
-fn further(bench: &Bench, session: &Session) -> Result<(), Error> {
-    let exec = Exec {
-        arguments: [probe::PATH, "work", "end"].map(str::to_owned).into(),
-        environment: Vec::new(),
-        working_directory: None,
-        user: None,
-        terminal: None,
-    };
-    match bench.engine.exec(session.id(), exec, Wanted::default())?.wait()? {
-        0 => Ok(()),
-        code => Err(Error::Wrong(format!(
-            "a further command ended with exit code {code}"
-        ))),
-    }
 }
 
 fn elapsed(begun: Instant) -> f64 {

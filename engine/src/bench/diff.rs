@@ -1,22 +1,35 @@
 //! What has changed between two reports, told from noise.
 //!
-//! For each row and subject that both have, the ratio of the medians gets a bootstrap interval; where that leaves out 1,
-//! something has changed. With many rows some would seem to change by chance alone, so each is held to a confidence that
-//! makes the chance of one or more such rows in the whole comparison what a person takes it for (Bonferroni).
+//! For each row and subject that both have, the ratio of the medians gets an interval. Four things make it honest:
+//! - With many rows some would seem to change by chance alone, so each is held to a confidence that makes the chance of one or
+//!   more such rows in the whole comparison what a person takes it for (Bonferroni).
+//! - A machine that drifts makes samples alike that follow each other; how much, is taken from the samples of a suite together
+//!   ([`dependence`]), because one row has too few to tell, and from the row's own where that is beyond chance.
+//! - What the machine itself did between the reports is known from the host's own piece of work ([`super::control`]). An interval
+//!   of times is extended to where it would lie if the row had been [`SENSITIVITY`] times as sensitive to that.
+//! - A difference of less than [`SMALLEST`] is not spoken of: two sessions differ by where things lie in memory and on the disk,
+//!   and by what neighbours do, which no number of runs of one session averages out.
 
 use serde::Serialize;
 
-use super::catalogue::{Better, Unit};
+use super::catalogue::{Better, CONTROL, Unit};
 use super::plan::{Subject, Suite};
 use super::report::{Report, Series};
-use super::statistics::ratio_interval;
+use super::statistics::{dependence, ratio_interval};
 
 /// Confidence of a comparison as a whole: where nothing has changed, 19 of 20 comparisons say so for every row.
 pub const CONFIDENCE: f64 = 0.95;
 
-/// With fewer samples on either side nothing is told from noise: a bootstrap of so few finds too many changes. With 40 rows of
-/// 10 samples each some 97 of 100 comparisons of noise with itself show none, with 8 samples 92.
+/// With fewer samples on either side nothing is told from noise: how much they vary is hardly known.
 pub const FEWEST_SAMPLES: usize = 10;
+
+/// The smallest difference that is spoken of, as a part of what it was before. Counts that are the same in every run are exact:
+/// of them the least difference is one.
+pub const SMALLEST: f64 = 0.05;
+
+/// How many times as sensitive as the host's own piece of work a row may be to what slows the machine, in orders of magnitude:
+/// where that took 1.1 times as long, a row may take 1.21 times as long for the same reason.
+pub const SENSITIVITY: f64 = 2.0;
 
 /// What became of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -59,10 +72,22 @@ pub struct Change {
     pub after: f64,
     /// The second by the first; `None` where the first is not positive.
     pub ratio: Option<f64>,
-    /// Between which numbers the ratio lies, with a confidence that makes [`CONFIDENCE`] of all rows together.
+    /// Between which numbers the ratio lies, with a confidence that makes [`CONFIDENCE`] of all rows together, and extended by what
+    /// the machine did.
     pub interval: Option<(f64, f64)>,
     /// What became of it.
     pub verdict: Verdict,
+}
+
+/// The host's own piece of work in a suite.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Machine {
+    /// During which it was done.
+    pub suite: Suite,
+    /// How long it took in the second report, by how long in the first.
+    pub ratio: f64,
+    /// Between which numbers that lies, with [`CONFIDENCE`].
+    pub interval: Option<(f64, f64)>,
 }
 
 /// Two reports side by side.
@@ -70,6 +95,8 @@ pub struct Change {
 pub struct Comparison {
     /// Rows that both have.
     pub changes: Vec<Change>,
+    /// What the machine itself did between them.
+    pub machine: Vec<Machine>,
     /// Circumstances that differ, which may be all there is to a change.
     pub circumstances: Vec<String>,
     /// Rows that only one of them has.
@@ -79,17 +106,35 @@ pub struct Comparison {
 /// Compares.
 #[must_use]
 pub fn compare(before: &Report, after: &Report) -> Comparison {
+    let machine: Vec<_> = Suite::ALL
+        .into_iter()
+        .filter_map(|suite| machine(before, after, suite))
+        .collect();
+    let is_row = |series: &&Series| series.subject != Subject::Host;
     let pairs: Vec<_> = before
         .series
         .iter()
+        .filter(is_row)
         .filter_map(|old| Some((old, after.series(old.suite, &old.row, old.subject)?)))
         .collect();
     let changes = pairs
         .iter()
-        .map(|(old, new)| change(old, new, pairs.len()))
+        .map(|(old, new)| {
+            let pair = Pair {
+                old,
+                new,
+                dependences: [dependence_in(before, old), dependence_in(after, new)],
+                machine: machine
+                    .iter()
+                    .find(|machine| machine.suite == old.suite)
+                    .map_or(1.0, |machine| machine.ratio),
+            };
+            change(&pair, each_of(pairs.len()))
+        })
         .collect();
     Comparison {
         changes,
+        machine,
         circumstances: circumstances(before, after),
         unmatched: alone(before, after, "first")
             .chain(alone(after, before, "second"))
@@ -97,18 +142,88 @@ pub fn compare(before: &Report, after: &Report) -> Comparison {
     }
 }
 
-fn change(old: &Series, new: &Series, rows: usize) -> Change {
+/// What the machine itself did during a suite that both reports have.
+fn machine(before: &Report, after: &Report, suite: Suite) -> Option<Machine> {
+    let control = |report: &'_ Report| report.series(suite, CONTROL, Subject::Host).cloned();
+    let (old, new) = (control(before)?, control(after)?);
+    let known = |series: &Series, report| (series.samples.clone(), dependence_in(report, series));
+    let (one, other) = (known(&old, before), known(&new, after));
+    let ratio = new.summary.median / old.summary.median;
+    (ratio.is_finite() && ratio > 0.0).then(|| Machine {
+        suite,
+        ratio,
+        interval: ratio_interval((&one.0, one.1), (&other.0, other.1), CONFIDENCE),
+    })
+}
+
+/// How much samples of a series are like the ones before them.
+fn dependence_in(report: &Report, series: &Series) -> f64 {
+    let of_suite = report.series.iter().filter(|other| other.suite == series.suite);
+    let all: Vec<f64> = of_suite.map(|other| dependence(&other.samples)).collect();
+    let count = u32::try_from(all.len().max(1)).map_or(f64::MAX, f64::from);
+    let common = all.iter().sum::<f64>() / count;
+    let own = dependence(&series.samples);
+    // Of independent samples one in forty is greater than two standard errors (Bartlett: On the theoretical specification and
+    // sampling properties of autocorrelated time-series, 1946).
+    let samples = u32::try_from(series.samples.len().max(1)).map_or(f64::MAX, f64::from);
+    if own > 2.0 / samples.sqrt() {
+        own.max(common)
+    } else {
+        common
+    }
+}
+
+/// A row in both reports, and what is known of it.
+struct Pair<'a> {
+    old: &'a Series,
+    new: &'a Series,
+    dependences: [f64; 2],
+    /// How long the machine itself took, by how long it took before.
+    machine: f64,
+}
+
+impl Pair<'_> {
+    /// Between which numbers the ratio lies.
+    fn interval(&self, confidence: f64) -> Option<(f64, f64)> {
+        let [before, after] = self.dependences;
+        let (low, high) = ratio_interval(
+            (&self.old.samples, before),
+            (&self.new.samples, after),
+            confidence,
+        )?;
+        // Without what the machine did to it, if it was as sensitive as that.
+        let explained = self.machine.powf(-SENSITIVITY * speed(self.old.unit));
+        Some((low * explained.min(1.0), high * explained.max(1.0)))
+    }
+}
+
+/// In which power of a machine's slowness numbers grow.
+fn speed(unit: Unit) -> f64 {
+    match unit {
+        Unit::Milliseconds | Unit::Nanoseconds => 1.0,
+        Unit::BytesPerSecond | Unit::PerSecond => -1.0,
+        Unit::Bytes | Unit::Percent | Unit::Count => 0.0,
+    }
+}
+
+fn change(pair: &Pair, confidence: f64) -> Change {
+    let (old, new) = (pair.old, pair.new);
     let samples = [&old.samples, &new.samples];
     let few = samples.iter().any(|samples| samples.len() < FEWEST_SAMPLES);
-    let interval = if few {
-        None
-    } else {
-        ratio_interval(&old.samples, &new.samples, each_of(rows))
-    };
+    let interval = if few { None } else { pair.interval(confidence) };
     let verdict = match interval {
         _ if few => Verdict::TooFew,
-        Some((low, high)) if low <= 1.0 && 1.0 <= high => Verdict::Same,
-        Some((low, _)) => direction(old.better, low > 1.0),
+        Some((low, high)) => {
+            let is_exact = old.unit == Unit::Count && samples.iter().all(|samples| is_constant(samples));
+            let smallest = if is_exact { 1.0 } else { 1.0 + SMALLEST };
+            if low > smallest {
+                direction(old.better, true)
+            } else if high < 1.0 / smallest {
+                direction(old.better, false)
+            } else {
+                Verdict::Same
+            }
+        }
         // There is no ratio of numbers that may be zero: of those, all samples have to agree.
         None if apart(&old.samples, &new.samples) => {
             direction(old.better, new.summary.median > old.summary.median)
@@ -126,6 +241,10 @@ fn change(old: &Series, new: &Series, rows: usize) -> Change {
         interval,
         verdict,
     }
+}
+
+fn is_constant(samples: &[f64]) -> bool {
+    samples.windows(2).all(|pair| pair.first() == pair.last())
 }
 
 /// The confidence of each of so many rows that makes [`CONFIDENCE`] of all.

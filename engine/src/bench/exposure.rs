@@ -10,11 +10,10 @@ use serde::Deserialize;
 
 use super::plan::Subject;
 use super::report::{Exposure, ServingProcess};
-use super::session::{Session, request};
 use super::{Bench, Error, Sample, number};
 use crate::inspect::MachineReport;
-use crate::probe::outside;
 use crate::probe::strace::{self, Tracer};
+use crate::probe::{Session, outside};
 
 /// What the mixture comes to, and how often the process asks for its own number in it.
 const CHECK: u64 = 4306;
@@ -41,8 +40,7 @@ struct Done {
 
 /// One run.
 pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
-    let request = request(bench.plan, bench.isolation(subject)?, &["exposure"]);
-    let mut session = Session::start(bench.engine, &request)?;
+    let mut session = bench.start(subject, &["exposure"])?;
     let reach: Reach = session.answer()?;
     let capabilities = u64::from_str_radix(&reach.capabilities, 16).map_err(|_| {
         Error::Wrong(format!(

@@ -1,10 +1,9 @@
-//! Suites whose workload takes its own time: the processor, system calls, the disk.
+//! Suites whose workload takes its own time: the processor, system calls, the disk, applications.
 
 use serde::Deserialize;
 
 use super::catalogue::{self, Expected, Unit};
 use super::plan::{Subject, Suite};
-use super::session::{Session, request};
 use super::{Bench, Error, Sample};
 
 /// What the probe prints.
@@ -30,10 +29,10 @@ pub(super) fn measure(bench: &mut Bench, suite: Suite, subject: Subject) -> Resu
     let (words, expected): (&[&str], &[Expected]) = match suite {
         Suite::Cpu => (&["cpu"], &catalogue::CPU),
         Suite::Disk => (&["disk", "/"], &catalogue::DISK),
+        Suite::Apps => (&["apps", "/"], &catalogue::APPS),
         _ => (&["syscall"], &catalogue::SYSCALL),
     };
-    let request = request(bench.plan, bench.isolation(subject)?, words);
-    let mut session = Session::start(bench.engine, &request)?;
+    let mut session = bench.start(subject, words)?;
     let answer: Answer = session.answer()?;
     session.finish()?;
     if let Some(note) = &answer.note {

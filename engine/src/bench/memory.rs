@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use super::plan::Subject;
-use super::session::{Session, request};
 use super::{Bench, Error, Sample, manifest, number};
 use crate::engine::Engine;
 use crate::memory::MIB;
-use crate::probe::outside;
+use crate::probe::{Session, outside};
 
 /// What the workload takes.
 pub const HOG_BYTES: u64 = 128 * MIB;
@@ -38,9 +37,7 @@ struct Holding {
 
 /// Takes as much as its words say, and tells so.
 fn start<'a>(bench: &Bench<'a>, subject: Subject, bytes: u64) -> Result<Session<'a>, Error> {
-    let words = ["hog", &bytes.to_string()];
-    let request = request(bench.plan, bench.isolation(subject)?, &words);
-    let mut session = Session::start(bench.engine, &request)?;
+    let mut session = bench.start(subject, &["hog", &bytes.to_string()])?;
     expect(&mut session, bytes)?;
     Ok(session)
 }
@@ -109,7 +106,9 @@ fn many(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     }
     let taken = before - available()?;
     let count = number(u64::try_from(sessions.len()).unwrap_or(u64::MAX));
-    sessions.into_iter().try_for_each(Session::finish)?;
+    for session in sessions {
+        session.finish()?;
+    }
     Ok(vec![Sample::new("available-each", taken / count)])
 }
 

@@ -5,23 +5,24 @@
 //! thrown away; and a report keeps every sample and the circumstances. Nothing here knows how a report is shown.
 
 pub mod catalogue;
+mod control;
 mod density;
 pub mod diff;
 mod exposure;
 mod inside;
 pub mod manifest;
 mod memory;
+mod network;
 mod peers;
 pub mod plan;
 pub mod report;
-mod session;
 mod startup;
 pub mod statistics;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -35,8 +36,10 @@ use self::report::{Exposure, Failure, Series, Waterfall};
 pub use self::startup::WORDS;
 use self::statistics::Summary;
 use crate::engine::Engine;
+use crate::network::Networking;
+use crate::probe::{Probed, Session, SessionError};
 use crate::record::Isolation;
-use crate::spec;
+use crate::spec::{self, Changes, Options};
 
 /// Why nothing can be measured.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +68,9 @@ pub enum Error {
     /// Only one measurement at a time makes things for other programs.
     #[error("another rvm bench runs")]
     Busy,
+    /// There is no place to measure the host's own disk in.
+    #[error("cannot make a file in {0}")]
+    Control(PathBuf, #[source] io::Error),
     /// The host's memory is not told.
     #[error("/proc/meminfo does not tell how much memory is available")]
     NoMemInfo,
@@ -86,6 +92,16 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+}
+
+impl From<SessionError> for Error {
+    fn from(error: SessionError) -> Self {
+        match error {
+            SessionError::Engine(error) => Self::Engine(*error),
+            SessionError::Streams(source) => Self::Streams(source),
+            SessionError::Failed { said, .. } => Self::Wrong(said),
+        }
+    }
 }
 
 /// Something that was measured, once.
@@ -196,6 +212,26 @@ pub fn measure(engine: &Engine, plan: &Plan, surroundings: Surroundings) -> Resu
     })
 }
 
+/// What every workload runs in.
+fn probed(plan: &Plan, isolation: Isolation) -> Probed<'_> {
+    Probed {
+        image: &plan.image,
+        isolation,
+        network: Networking::default(),
+        options: Options {
+            // As root, whoever the image's user is: what is measured is the same in every image.
+            user: Some("0:0".to_owned()),
+            working_directory: Some("/".to_owned()),
+            limits: Changes {
+                memory_bytes: Some(plan.memory_bytes),
+                cpuset_cpus: plan.pin.clone(),
+                ..Changes::default()
+            },
+            ..Options::default()
+        },
+    }
+}
+
 /// Puts this process, and all that it starts, on some processors.
 fn pin(list: &str) -> Result<(), Error> {
     let cpus = spec::processors(list).map_err(crate::engine::Error::from)?;
@@ -215,7 +251,18 @@ struct Samples {
     values: BTreeMap<(Subject, &'static str), Vec<f64>>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// A container with the probe in it, as a user would make it.
+    fn probed(&self, subject: Subject) -> Result<Probed<'a>, Error> {
+        Ok(probed(self.plan, self.isolation(subject)?))
+    }
+
+    /// Starts the probe with a workload.
+    fn start(&self, subject: Subject, words: &[&str]) -> Result<Session<'a>, Error> {
+        let words = [&["work"], words].concat();
+        Ok(self.probed(subject)?.start(self.engine, &words)?)
+    }
+
     fn rounds(&self, suite: Suite) -> usize {
         self.plan.warm_up + suite.runs(self.plan.runs)
     }
@@ -261,6 +308,9 @@ impl Bench<'_> {
 
     /// One run of one subject.
     fn once(&mut self, suite: Suite, subject: Subject, counts: bool) -> Result<Vec<Sample>, Error> {
+        if subject == Subject::Host {
+            return control::measure(self, suite);
+        }
         match suite {
             Suite::Startup => {
                 let known = self.starts.len();
@@ -271,7 +321,8 @@ impl Bench<'_> {
                 Ok(samples)
             }
             Suite::Memory => memory::measure(self, subject),
-            Suite::Cpu | Suite::Syscall | Suite::Disk => inside::measure(self, suite, subject),
+            Suite::Cpu | Suite::Syscall | Suite::Disk | Suite::Apps => inside::measure(self, suite, subject),
+            Suite::Network => network::measure(self, subject),
             Suite::Exposure => exposure::measure(self, subject),
             Suite::Density => density::measure(self, subject),
         }
@@ -279,10 +330,12 @@ impl Bench<'_> {
 
     /// A command that runs the startup suite's workload.
     fn command(&self, subject: Subject) -> Result<Command, Error> {
-        match &self.peers {
-            Some(peers) if subject.isolation().is_none() => peers.command(subject, self.plan),
-            _ => Ok((self.run)(self.plan, self.isolation(subject)?)),
-        }
+        let mut command = match &self.peers {
+            Some(peers) if subject.isolation().is_none() => peers.command(subject, self.plan)?,
+            _ => (self.run)(self.plan, self.isolation(subject)?),
+        };
+        command.stdin(Stdio::null());
+        Ok(command)
     }
 
     /// The mode of a subject that is one of rvm's.

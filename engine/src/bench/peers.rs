@@ -15,8 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use rvm_images::ArchiveKind;
 
 use super::plan::Subject;
-use super::session::request;
-use super::{Error, Plan, WORDS};
+use super::{Error, Plan, WORDS, probed};
 use crate::engine::Engine;
 use crate::layout::Asset;
 use crate::names;
@@ -112,8 +111,7 @@ impl Peers {
 
     /// A bundle of the files and the configuration of a container that rvm would run.
     fn unpack(&self, engine: &Engine, plan: &Plan) -> Result<(), Error> {
-        let words = WORDS.get(1..).unwrap_or_default();
-        let mut request = request(plan, Isolation::Container, words);
+        let mut request = probed(plan, Isolation::Container).probe(&WORDS);
         (request.open_stdin, request.stdin_once, request.auto_remove) = (false, false, false);
         let created = engine.create(&request)?;
         let id = created.id.clone();

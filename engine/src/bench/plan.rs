@@ -21,6 +21,10 @@ pub enum Suite {
     Syscall,
     /// The root file system.
     Disk,
+    /// Over a network of rvm's, between the host and a workload.
+    Network,
+    /// What people run: a database, servers, a build.
+    Apps,
     /// What of the host a workload reaches.
     Exposure,
     /// Many containers at once.
@@ -37,12 +41,14 @@ pub struct UnknownName {
 
 impl Suite {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Startup,
         Self::Memory,
         Self::Cpu,
         Self::Syscall,
         Self::Disk,
+        Self::Network,
+        Self::Apps,
         Self::Exposure,
         Self::Density,
     ];
@@ -56,6 +62,8 @@ impl Suite {
             Self::Cpu => "cpu",
             Self::Syscall => "syscall",
             Self::Disk => "disk",
+            Self::Network => "network",
+            Self::Apps => "apps",
             Self::Exposure => "exposure",
             Self::Density => "density",
         }
@@ -70,6 +78,8 @@ impl Suite {
             Self::Cpu => "computing and memory bandwidth, inside",
             Self::Syscall => "system calls, inside",
             Self::Disk => "the root file system, inside",
+            Self::Network => "TCP and HTTP between the host and a workload, over a bridge network",
+            Self::Apps => "a database, servers and a build, inside",
             Self::Exposure => "what of the host a workload reaches (proxies, no verdict)",
             Self::Density => "many containers at once",
         }
@@ -79,7 +89,7 @@ impl Suite {
     #[must_use]
     pub fn runs(self, runs: usize) -> usize {
         match self {
-            Self::Startup | Self::Cpu | Self::Syscall | Self::Disk => runs,
+            Self::Startup | Self::Cpu | Self::Syscall | Self::Disk | Self::Network | Self::Apps => runs,
             Self::Memory | Self::Density | Self::Exposure => runs.div_ceil(3),
         }
     }
@@ -117,6 +127,8 @@ pub enum Subject {
     Firecracker,
     /// QEMU.
     Qemu,
+    /// The host itself, without any isolation: a fixed piece of work that tells what the machine did meanwhile.
+    Host,
 }
 
 impl Subject {
@@ -143,6 +155,7 @@ impl Subject {
             Self::Podman => "podman",
             Self::Firecracker => "firecracker",
             Self::Qemu => "qemu",
+            Self::Host => "host",
         }
     }
 
@@ -206,7 +219,8 @@ impl Plan {
     #[must_use]
     pub fn subjects(&self, suite: Suite) -> Vec<Subject> {
         let others = self.also.iter().copied().filter(|_| suite == Suite::Startup);
-        Subject::OWN.into_iter().chain(others).collect()
+        let subjects = Subject::OWN.into_iter().chain(others);
+        subjects.chain([Subject::Host]).collect()
     }
 
     /// The order in a round: subjects take turns, and every second round goes backwards, so that nobody always comes first.
@@ -248,11 +262,14 @@ mod tests {
             instances: 10,
             memory_bytes: 1,
         };
-        let forward = [Subject::Vm, Subject::Container, Subject::Crun];
-        let backward = [Subject::Crun, Subject::Container, Subject::Vm];
+        let forward = [Subject::Vm, Subject::Container, Subject::Crun, Subject::Host];
+        let backward = [Subject::Host, Subject::Crun, Subject::Container, Subject::Vm];
         assert_eq!(plan.order(Suite::Startup, 0), forward);
         assert_eq!(plan.order(Suite::Startup, 1), backward);
         assert_eq!(plan.order(Suite::Startup, 2), forward);
-        assert_eq!(plan.order(Suite::Cpu, 1), [Subject::Container, Subject::Vm]);
+        assert_eq!(
+            plan.order(Suite::Cpu, 1),
+            [Subject::Host, Subject::Container, Subject::Vm]
+        );
     }
 }

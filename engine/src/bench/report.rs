@@ -15,7 +15,7 @@ use super::statistics::Summary;
 use crate::timeline::Stamp;
 
 /// Of the document.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Longest document that is read.
 const MAX_BYTES: u64 = 64 << 20;

@@ -37,7 +37,7 @@ pub(super) struct Timed {
 /// One run.
 pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     let command = bench.command(subject)?;
-    let timed = time(command)?;
+    let timed = time(command, OUTPUT)?;
     let mut samples = vec![
         Sample::new("total", milliseconds(timed.total_us)),
         Sample::new("output", milliseconds(timed.output_us)),
@@ -59,14 +59,11 @@ pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>
     Ok(samples)
 }
 
-/// Runs a command and checks what it printed.
-pub(super) fn time(mut command: Command) -> Result<Timed, Error> {
+/// Runs a command and checks that it has printed what it should.
+pub(super) fn time(mut command: Command, expected: &str) -> Result<Timed, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| Error::Command(program.clone(), source);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let began_us = now();
     let mut child = command.spawn().map_err(failed)?;
     let (output, errors) = (child.stdout.take(), child.stderr.take());
@@ -90,7 +87,7 @@ pub(super) fn time(mut command: Command) -> Result<Timed, Error> {
             crate::printable(last)
         )));
     }
-    if text != OUTPUT.as_bytes() {
+    if text != expected.as_bytes() {
         let text = String::from_utf8_lossy(&text).into_owned();
         return Err(Error::Wrong(format!("it printed {:?}", crate::printable(&text))));
     }
@@ -139,7 +136,7 @@ mod tests {
     fn shell(script: &str) -> Result<Timed, Error> {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        time(command)
+        time(command, OUTPUT)
     }
 
     #[test]

@@ -5,23 +5,30 @@ use std::collections::BTreeMap;
 
 use crate::engine::Engine;
 use crate::probe::strace::{self, Tracer};
-use crate::probe::{Probed, SessionError};
+use crate::probe::{Probed, Session, SessionError};
 
 /// How often each call was made, or why that is not known.
 pub(super) type Calls = Result<BTreeMap<String, u64>, String>;
 
 /// Runs the sample workload under strace.
 pub(super) fn trace(engine: &Engine, probed: &Probed<'_>) -> Result<Calls, SessionError> {
-    let mut held = probed.hold(engine, &["sample"])?;
-    let tracer = match Tracer::attach(&[held.inspect()?.state.pid]) {
+    let mut session = probed.start(engine, &["sample"])?;
+    expect(&mut session, "ready")?;
+    let tracer = match Tracer::attach(&[session.inspect()?.state.pid]) {
         Ok(tracer) => tracer,
         Err(error) => return Ok(Err(strace::why_not(&error))),
     };
-    held.tell("go")?;
-    let said = held.read_to_end();
-    let calls = tracer.detach();
-    if !said.ends_with("done") {
-        return Err(held.failed("the sample workload", &said));
+    session.say("go")?;
+    expect(&mut session, "done")?;
+    session.finish()?;
+    Ok(tracer.detach().map_err(|error| strace::why_not(&error)))
+}
+
+fn expect(session: &mut Session<'_>, word: &str) -> Result<(), SessionError> {
+    let said: String = session.answer()?;
+    if said == word {
+        Ok(())
+    } else {
+        Err(session.failed(format!("it said {:?}", crate::printable(&said))))
     }
-    Ok(calls.map_err(|error| strace::why_not(&error)))
 }

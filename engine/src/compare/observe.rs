@@ -8,8 +8,10 @@ use super::calls::{self, Calls};
 use super::{CompareError, Subject, host};
 use crate::engine::Engine;
 use crate::inspect::Inspection;
-use crate::probe::{self, Finished, Held, Probed, SessionError, outside};
+use crate::network::Networking;
+use crate::probe::{self, Finished, Probed, Session, SessionError, outside};
 use crate::record::Isolation;
+use crate::spec::Options;
 use crate::timeline::{Phase, Stamp};
 
 /// What was seen.
@@ -84,32 +86,34 @@ pub(super) fn observe(
     let probed = Probed {
         image: &subject.image,
         isolation,
-        limits: subject.limits.clone(),
-        security: Vec::new(),
-        user: None,
+        network: Networking::on_default(),
+        options: Options {
+            limits: subject.limits.clone(),
+            ..Options::default()
+        },
     };
     progress(isolation, "starting it several times");
     let start = start(engine, &probed, subject.starts).map_err(at)?;
     progress(isolation, "looking at it from inside and outside");
-    let held = probed.hold(engine, &["wait"]).map_err(at)?;
-    let facts = held.exec(&[probe::PATH, "facts"], None).map_err(at)?;
+    let session = probed.start(engine, &["wait"]).map_err(at)?;
+    let facts = session.exec(&[probe::PATH, "facts"], None).map_err(at)?;
     let facts: Facts = serde_json::from_str(&facts).map_err(|error| CompareError::Facts(isolation, error))?;
-    let inspection = held.inspect().map_err(at)?;
+    let inspection = session.inspect().map_err(at)?;
     let serving = outside::process(inspection.state.pid);
-    let processes = outside::processes(held.id())
+    let processes = outside::processes(session.id())
         .map_err(SessionError::from)
         .map_err(at)?;
     let processes = processes.into_iter().filter_map(outside::process).collect();
-    let host_limits = host_limits(&held, isolation);
-    let written = written(engine, &held).map_err(at)?;
+    let host_limits = host_limits(&session, isolation);
+    let written = written(engine, &session).map_err(at)?;
     progress(isolation, "measuring the memory of several");
-    let memory = memory(engine, &probed, &held, subject.instances).map_err(at)?;
+    let memory = memory(engine, &probed, &session, subject.instances).map_err(at)?;
     progress(isolation, "counting system calls");
     let calls = calls::trace(engine, &probed).map_err(at)?;
     progress(isolation, "seeing what a crash takes down");
-    let crash = crash(engine, &probed, &held).map_err(at)?;
-    let directory = engine.store().directory(held.id());
-    drop(held);
+    let crash = crash(engine, &probed, &session).map_err(at)?;
+    let directory = engine.store().directory(session.id());
+    drop(session);
     let command = match subject.command.as_slice() {
         [] => None,
         words => {
@@ -188,19 +192,19 @@ fn phases(stamps: &[Stamp]) -> Start {
     }
 }
 
-fn host_limits(held: &Held<'_>, isolation: Isolation) -> [Option<String>; 3] {
+fn host_limits(session: &Session<'_>, isolation: Isolation) -> [Option<String>; 3] {
     let cgroup = match isolation {
         Isolation::Vm => "",
         Isolation::Container => "payload/",
     };
-    ["memory.max", "cpu.max", "pids.max"].map(|file| host::file(held.id(), &format!("{cgroup}{file}")))
+    ["memory.max", "cpu.max", "pids.max"].map(|file| host::file(session.id(), &format!("{cgroup}{file}")))
 }
 
 /// Lets the probe write, and looks where that went.
-fn written(engine: &Engine, held: &Held<'_>) -> Result<(u64, u64), SessionError> {
-    let directory = engine.store().directory(held.id());
+fn written(engine: &Engine, session: &Session<'_>) -> Result<(u64, u64), SessionError> {
+    let directory = engine.store().directory(session.id());
     let before = host::written(&directory);
-    held.exec(&[probe::PATH, "write", "1048576"], Some("0"))?;
+    session.exec(&[probe::PATH, "write", "1048576"], Some("0"))?;
     Ok((before, host::written(&directory)))
 }
 
@@ -208,13 +212,13 @@ fn written(engine: &Engine, held: &Held<'_>) -> Result<(u64, u64), SessionError>
 fn memory(
     engine: &Engine,
     probed: &Probed<'_>,
-    held: &Held<'_>,
+    session: &Session<'_>,
     instances: usize,
 ) -> Result<MemoryOf, SessionError> {
-    let first = host::memory(held.id())?;
+    let first = host::memory(session.id())?;
     let before = available();
     let others = (1..instances)
-        .map(|_| probed.hold(engine, &["wait"]))
+        .map(|_| probed.start(engine, &["wait"]))
         .collect::<Result<Vec<_>, _>>()?;
     let last = others.last().map_or(Ok(first), |last| host::memory(last.id()))?;
     let count = i64::try_from(others.len()).unwrap_or(0);
@@ -237,12 +241,11 @@ fn available() -> Option<i64> {
 
 /// In a virtual machine the kernel is brought down for real; elsewhere it is the host's, and only looked at how far that is
 /// within reach.
-fn crash(engine: &Engine, probed: &Probed<'_>, neighbour: &Held<'_>) -> Result<Crash, SessionError> {
-    let opened = Probed {
-        security: vec!["systempaths=unconfined".to_owned()],
-        user: Some("0".to_owned()),
-        ..probed.clone()
-    };
+fn crash(engine: &Engine, probed: &Probed<'_>, neighbour: &Session<'_>) -> Result<Crash, SessionError> {
+    let mut as_root = probed.clone();
+    as_root.options.user = Some("0".to_owned());
+    let mut opened = as_root.clone();
+    opened.options.given.security = vec!["systempaths=unconfined".to_owned()];
     match probed.isolation {
         Isolation::Vm => {
             let finished = opened.run(engine, &["crash"])?;
@@ -271,10 +274,6 @@ fn crash(engine: &Engine, probed: &Probed<'_>, neighbour: &Held<'_>) -> Result<C
                     Some(None) => "within reach".to_owned(),
                     None => "not known".to_owned(),
                 })
-            };
-            let as_root = Probed {
-                user: Some("0".to_owned()),
-                ..probed.clone()
             };
             Ok(Crash::Withheld {
                 by_default: reach(&as_root)?,

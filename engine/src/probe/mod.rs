@@ -18,7 +18,7 @@ use crate::names;
 use crate::record::Layer;
 
 pub use session::SessionError;
-pub(crate) use session::{Finished, Held, Probed, unattended};
+pub(crate) use session::{Finished, Probed, Session};
 
 /// Where the program is.
 pub const PATH: &str = "/.rvm-probe";

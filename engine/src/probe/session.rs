@@ -1,10 +1,14 @@
-//! Containers that rvm runs for itself, to look at them: each with the probe as its first process, and gone when whoever made
-//! it is, however that ends. The probe that waits does so for the end of its input.
+//! Containers that rvm runs for itself, to look at them and to measure them: each with the probe as its first process, spoken
+//! to in lines, and gone when whoever made it is, however that ends.
 
-use std::io::{self, Read, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read, Write as _};
 use std::os::unix::net::UnixStream;
 use std::thread;
+use std::time::Duration;
 
+use serde::de::DeserializeOwned;
+
+use super::outside;
 use crate::attachment::Attachment;
 use crate::control::Exec;
 use crate::engine::{Engine, Error, Request};
@@ -14,13 +18,22 @@ use crate::network::Networking;
 use crate::ports::Ports;
 use crate::record::{Isolation, LogLimits};
 use crate::restart::Policy;
-use crate::spec::{self, Changes};
+use crate::spec;
 use crate::supervisor::{Wanted, printable};
 use crate::timeline::{Phase, Stamp};
 use crate::{cgroup, health};
 
 /// Most bytes of output that are kept: what the probe prints is far shorter, and another program's is not looked at for more.
 const MAX_OUTPUT: u64 = 1 << 20;
+
+/// The probe has said something within this: the longest that it does takes seconds, and an emulated processor is slow.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Longest line of an answer.
+const LONGEST_LINE: u64 = 1 << 20;
+
+/// Most of what is shown of its complaints.
+const LONGEST_COMPLAINT: u64 = 4096;
 
 /// By which such containers are told from people's.
 const LABEL: &str = "dev.rvm.probe";
@@ -58,17 +71,15 @@ impl From<Error> for SessionError {
     }
 }
 
-/// What is run, and under which limits.
+/// What is run.
 #[derive(Debug, Clone)]
 pub(crate) struct Probed<'a> {
     /// Name or ID of the image.
     pub(crate) image: &'a str,
     pub(crate) isolation: Isolation,
-    pub(crate) limits: Changes,
-    /// As `--security-opt` takes them.
-    pub(crate) security: Vec<String>,
-    /// The image's where `None`.
-    pub(crate) user: Option<String>,
+    pub(crate) network: Networking,
+    /// All but what is executed.
+    pub(crate) options: spec::Options,
 }
 
 /// What has come of a program.
@@ -102,7 +113,7 @@ impl Finished {
 
 impl Probed<'_> {
     /// A container whose first process is the probe with these arguments.
-    fn probe(&self, arguments: &[&str]) -> Request {
+    pub(crate) fn probe(&self, arguments: &[&str]) -> Request {
         let mut request = self.request(arguments);
         request.options.entrypoint = Some(vec![super::PATH.to_owned()]);
         request.probe = true;
@@ -111,64 +122,68 @@ impl Probed<'_> {
 
     fn request(&self, arguments: &[&str]) -> Request {
         let mut request = unattended(self.image, self.isolation);
-        request.timing = true;
-        request.network = Networking::on_default();
+        request.network = self.network.clone();
+        request.options = self.options.clone();
         request.options.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
-        request.options.user.clone_from(&self.user);
-        request.options.limits = self.limits.clone();
-        request.options.given.security.clone_from(&self.security);
         request
     }
 
     /// Runs the probe with these arguments, and no input, to its end.
     pub(crate) fn run(&self, engine: &Engine, arguments: &[&str]) -> Result<Finished, SessionError> {
-        finish(engine, &self.probe(arguments))
+        finish(engine, self.probe(arguments))
     }
 
     /// Runs a command of the image, or the image's own where there are no arguments, likewise.
     pub(crate) fn run_command(&self, engine: &Engine, arguments: &[&str]) -> Result<Finished, SessionError> {
-        finish(engine, &self.request(arguments))
+        finish(engine, self.request(arguments))
     }
 
     /// Starts the probe with these arguments, and returns while it runs.
-    pub(crate) fn hold<'e>(&self, engine: &'e Engine, arguments: &[&str]) -> Result<Held<'e>, SessionError> {
+    pub(crate) fn start<'e>(
+        &self,
+        engine: &'e Engine,
+        arguments: &[&str],
+    ) -> Result<Session<'e>, SessionError> {
         let created = engine.create(&self.probe(arguments))?;
         let id = created.id.clone();
-        let wanted = Wanted {
-            stdin: true,
-            stdout: true,
-            stderr: false,
-        };
-        let mut attachment = engine.start(created, wanted)?;
-        let stdin = attachment.streams.stdin.take();
-        let stdout = attachment.streams.stdout.take();
-        let held = Held {
+        let mut attachment = engine.start(created, ALL_STREAMS)?;
+        let streams = std::mem::take(&mut attachment.streams);
+        let missing = || SessionError::Streams(io::ErrorKind::NotConnected.into());
+        let output = streams.stdout.ok_or_else(missing)?;
+        let errors = streams.stderr.ok_or_else(missing)?;
+        for stream in [&output, &errors] {
+            stream
+                .set_read_timeout(Some(PATIENCE))
+                .map_err(SessionError::Streams)?;
+        }
+        let ended = attachment.wait_until_started()?;
+        let session = Session {
             engine,
             id,
             isolation: self.isolation,
             attachment: Some(attachment),
-            stdin,
-            stdout,
+            input: streams.stdin,
+            output: BufReader::new(output),
+            errors,
         };
-        match held
-            .attachment()
-            .map(Attachment::wait_until_started)
-            .transpose()?
-        {
-            Some(Some(end)) => Err(SessionError::Failed {
-                what: "the probe".to_owned(),
-                isolation: self.isolation,
-                said: end
-                    .error
+        match ended {
+            Some(end) => Err(session.failed(
+                end.error
                     .unwrap_or_else(|| format!("it ended with exit code {}", end.code)),
-            }),
-            _ => Ok(held),
+            )),
+            None => Ok(session),
         }
     }
 }
 
-/// A container of rvm's own that nobody has to look after: it ends with its input, and is gone then. It has no network.
-pub(crate) fn unattended(image: &str, isolation: Isolation) -> Request {
+const ALL_STREAMS: Wanted = Wanted {
+    stdin: true,
+    stdout: true,
+    stderr: true,
+};
+
+/// A container of rvm's own that nobody has to look after: it ends with its input, and is gone then.
+fn unattended(image: &str, isolation: Isolation) -> Request {
     Request {
         image: image.to_owned(),
         isolation,
@@ -196,16 +211,12 @@ pub(crate) fn unattended(image: &str, isolation: Isolation) -> Request {
     }
 }
 
-fn finish(engine: &Engine, request: &Request) -> Result<Finished, SessionError> {
+fn finish(engine: &Engine, mut request: Request) -> Result<Finished, SessionError> {
+    request.timing = true;
     let mut stamps = vec![Stamp::now(Phase::Command)];
-    let created = engine.create(request)?;
+    let created = engine.create(&request)?;
     stamps.push(Stamp::now(Phase::Created));
-    let wanted = Wanted {
-        stdin: true,
-        stdout: true,
-        stderr: true,
-    };
-    let mut attachment = engine.start(created, wanted)?;
+    let mut attachment = engine.start(created, ALL_STREAMS)?;
     // There is no input, so it ends at once.
     drop(attachment.streams.stdin.take());
     let (stdout, stderr) = (attachment.streams.stdout.take(), attachment.streams.stderr.take());
@@ -237,17 +248,18 @@ fn read(stream: Option<UnixStream>) -> Vec<u8> {
 }
 
 /// A container that runs as long as this is there.
-pub(crate) struct Held<'e> {
+pub(crate) struct Session<'e> {
     engine: &'e Engine,
     id: String,
     isolation: Isolation,
-    /// `None` only while it is dropped.
+    /// `None` once it has ended.
     attachment: Option<Attachment>,
-    stdin: Option<UnixStream>,
-    stdout: Option<UnixStream>,
+    input: Option<UnixStream>,
+    output: BufReader<UnixStream>,
+    errors: UnixStream,
 }
 
-impl Held<'_> {
+impl Session<'_> {
     /// Its ID.
     pub(crate) fn id(&self) -> &str {
         &self.id
@@ -255,6 +267,15 @@ impl Held<'_> {
 
     pub(crate) fn inspect(&self) -> Result<Inspection, SessionError> {
         Ok(self.engine.inspect(&self.id)?)
+    }
+
+    /// Its processes on the host.
+    pub(crate) fn processes(&self) -> Result<Vec<i32>, SessionError> {
+        let processes = outside::processes(&self.id)?;
+        if processes.is_empty() {
+            return Err(self.failed("it has no process on the host".to_owned()));
+        }
+        Ok(processes)
     }
 
     /// Runs a further program in it to its end, as the container's user or as another.
@@ -283,42 +304,80 @@ impl Held<'_> {
         finished.output(&arguments.join(" "), self.isolation)
     }
 
-    /// Sends a line to the probe, and ends its input.
-    pub(crate) fn tell(&mut self, line: &str) -> Result<(), SessionError> {
-        if let Some(mut stdin) = self.stdin.take() {
-            stdin
-                .write_all(line.as_bytes())
-                .and_then(|()| stdin.write_all(b"\n"))
-                .map_err(SessionError::Streams)?;
+    /// The next line of its output, which is a document.
+    pub(crate) fn answer<T: DeserializeOwned>(&mut self) -> Result<T, SessionError> {
+        let mut line = String::new();
+        let read = self.output.by_ref().take(LONGEST_LINE).read_line(&mut line);
+        match read {
+            Ok(0) => {
+                let complaint = self.complaint();
+                Err(self.failed(format!("it said nothing{complaint}")))
+            }
+            Ok(_) => serde_json::from_str(&line)
+                .map_err(|error| self.failed(format!("it printed {:?} ({error})", printable(line.trim())))),
+            Err(error) => Err(self.failed(format!("nothing could be heard of it: {error}"))),
         }
-        Ok(())
     }
 
-    /// All that the probe prints until its end.
-    pub(crate) fn read_to_end(&mut self) -> String {
-        String::from_utf8_lossy(&read(self.stdout.take()))
-            .trim()
-            .to_owned()
+    /// Says a line to it.
+    pub(crate) fn say(&mut self, line: &str) -> Result<(), SessionError> {
+        let input = self
+            .input
+            .as_mut()
+            .ok_or_else(|| SessionError::Streams(io::ErrorKind::BrokenPipe.into()))?;
+        writeln!(input, "{line}").map_err(SessionError::Streams)
     }
 
-    /// What came of a program in it that did not do what it is for.
-    pub(crate) fn failed(&self, what: &str, said: &str) -> SessionError {
+    /// Lets it end, and checks that it ended well and had said all.
+    pub(crate) fn finish(mut self) -> Result<(), SessionError> {
+        self.input = None;
+        let mut rest = Vec::new();
+        let more = self.output.by_ref().take(LONGEST_LINE).read_to_end(&mut rest);
+        more.map_err(SessionError::Streams)?;
+        let complaint = self.complaint();
+        let Some(attachment) = self.attachment.take() else {
+            return Ok(());
+        };
+        let end = attachment.wait();
+        match end.error {
+            Some(error) => Err(self.failed(error)),
+            None if end.code != 0 => {
+                Err(self.failed(format!("it ended with exit code {}{complaint}", end.code)))
+            }
+            None if !rest.is_empty() => Err(self.failed("it printed more than it should".to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    /// That the probe in it did not do what it is for.
+    pub(crate) fn failed(&self, said: String) -> SessionError {
         SessionError::Failed {
-            what: what.to_owned(),
+            what: "the probe".to_owned(),
             isolation: self.isolation,
-            said: format!("it said {:?}", printable(said)),
+            said,
         }
     }
 
-    fn attachment(&self) -> Option<&Attachment> {
-        self.attachment.as_ref()
+    /// What it wrote on standard error, once that has an end.
+    fn complaint(&mut self) -> String {
+        let mut text = Vec::new();
+        // What cannot be read is not said.
+        let _ = (&self.errors).take(LONGEST_COMPLAINT).read_to_end(&mut text);
+        let text = String::from_utf8_lossy(&text);
+        if text.trim().is_empty() {
+            String::new()
+        } else {
+            format!(": {}", printable(text.trim()))
+        }
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Session<'_> {
     fn drop(&mut self) {
-        // One that is gone already is what is wanted; one that cannot be removed is listed by `rvm ps`.
-        let _ = self.engine.remove(&self.id, true, true);
-        drop(self.attachment.take());
+        if let Some(attachment) = self.attachment.take() {
+            // One that is gone already is what is wanted; one that cannot be removed is listed by `rvm ps`.
+            let _ = self.engine.remove(&self.id, true, true);
+            drop(attachment);
+        }
     }
 }

@@ -41,7 +41,7 @@ pub(super) fn measure() -> Result<Vec<Measure>> {
 
 /// A chain of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014), each output folded into
 /// the next.
-fn compute(steps: u64) -> u64 {
+pub(super) fn compute(steps: u64) -> u64 {
     let (mut state, mut sum) = (0_u64, 0_u64);
     for _ in 0..steps {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);

@@ -4,12 +4,15 @@
 //! One JSON object is printed for each: `{"work": NAME, "measures": [{"id", "ns", "operations", "check"}, ...]}`. What the
 //! numbers have to be stands in `engine/src/bench/catalogue.rs`; a change of amounts here is one there.
 
+mod apps;
 mod calls;
+mod control;
 mod cpu;
 mod disk;
 mod exposure;
 mod hog;
 
+use std::net::TcpListener;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -55,10 +58,35 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
                 note,
             })
         }
+        ["apps", directory] => answer("apps", apps::measure(directory)?),
+        ["translate", source, object] => apps::translate(source, object),
+        ["control"] => control::run(),
+        ["control-disk"] => control::run_on_disk(),
+        ["network"] => network(),
         ["hog", bytes] => hog::run(bytes.parse().context("no number of bytes")?),
         ["exposure"] => exposure::run(),
         _ => bail!("there is no such work: {words:?}"),
     }
+}
+
+/// Serves until the end of its input.
+fn network() -> Result<()> {
+    let listener = TcpListener::bind("0.0.0.0:0")?;
+    let port = listener.local_addr()?.port();
+    rvm_probe::network::serve(listener, None);
+    crate::print(&Ready {
+        work: "network",
+        port,
+    })?;
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    Ok(())
+}
+
+/// Where it serves.
+#[derive(Serialize)]
+struct Ready {
+    work: &'static str,
+    port: u16,
 }
 
 fn answer(work: &'static str, measures: Vec<Measure>) -> Result<()> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use rvm_tests::assets::Assets;
@@ -98,7 +99,7 @@ fn starts_are_measured_by_phase_and_beside_another_runtime() -> Result<()> {
         let report = read(Path::new(json))?;
         assert_eq!(
             (&report["version"], &report["failures"]),
-            (&1.into(), &serde_json::json!([]))
+            (&2.into(), &serde_json::json!([]))
         );
         assert_eq!(
             report["manifest"]["kvm"]["kind"], "emulated",
@@ -138,6 +139,8 @@ fn starts_are_measured_by_phase_and_beside_another_runtime() -> Result<()> {
             ["output", "total"],
             "{others:?}"
         );
+        let host = medians(&report, "host")?;
+        assert!(number(&host, "control")? > 0.0, "{host:?}");
         assert_eq!(report["waterfalls"].as_array().map(Vec::len), Some(2));
 
         let csv = fs::read_to_string(csv)?;
@@ -220,6 +223,52 @@ fn system_calls_are_counted_where_they_are_made() -> Result<()> {
     })
 }
 
+/// What both ends have counted and summed alike, and what programs inside have computed.
+#[test]
+fn networks_and_applications_are_measured() -> Result<()> {
+    in_mode(Isolation::Vm, |rvm: &Rvm| {
+        let json = directory("network")?.join("a.json");
+        bench(
+            rvm,
+            &["--suite", "network,apps", "--json", &json.to_string_lossy()],
+        )?
+        .ok();
+        let report = read(&json)?;
+        assert_eq!(report["failures"], serde_json::json!([]));
+        for subject in ["vm", "container"] {
+            let rows = medians(&report, subject)?;
+            assert_eq!(rows.len(), 8 + 4, "{rows:?}");
+            for (row, median) in &rows {
+                assert!(median.as_f64() > Some(0.0), "{row}: {rows:?}");
+            }
+            assert!(
+                number(&rows, "round-trip")? <= number(&rows, "round-trip-p99")?,
+                "{rows:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// Where no bridge can be made there is nothing to measure, and the suite says why.
+#[test]
+fn a_host_without_bridges_is_told_so() -> Result<()> {
+    in_mode(Isolation::Container, |rvm: &Rvm| {
+        let inner = rvm.command(["bench", "--runs", "1", "--suite", "network", BUSYBOX])?;
+        let hidden = "mount --bind /dev/null \"$(command -v nft)\" && exec \"$0\" \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", hidden]);
+        command.arg(inner.get_program()).args(inner.get_args());
+        for (name, value) in inner.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        finish(command, LIMIT)?.failed(1, &["nft is not installed", "install the package nftables"]);
+        Ok(())
+    })
+}
+
 #[test]
 fn a_run_that_printed_the_wrong_thing_does_not_count() -> Result<()> {
     in_mode(Isolation::Vm, |rvm: &Rvm| {
@@ -244,12 +293,19 @@ fn what_has_changed_is_told_from_noise_by_the_exit_code() -> Result<()> {
         let directory = directory("diff")?;
         let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
         let (before, after, broken) = (path("a.json"), path("b.json"), path("c.json"));
-        bench_times(rvm, "10", &["--suite", "syscall", "--json", &before])?.ok();
+        bench(rvm, &["--suite", "syscall", "--json", &before])?.ok();
+        // As if there had been ten runs alike.
+        let mut report = read(Path::new(&before))?;
+        for series in report["series"].as_array_mut().context("no series")? {
+            let samples = series["samples"].as_array_mut().context("no samples")?;
+            let sample = samples.first().context("no sample")?.clone();
+            samples.resize(10, sample);
+        }
+        fs::write(&before, report.to_string())?;
         let diff = |one: &str, other: &str| rvm.call(["bench", "diff", one, other]);
         let same = diff(&before, &before)?.ok().text();
         assert!(same.contains("0 of 16 rows have changed"), "{same}");
 
-        let mut report = read(Path::new(&before))?;
         let series = report["series"].as_array_mut().context("no series")?;
         let slow = series
             .iter_mut()
@@ -271,6 +327,10 @@ fn what_has_changed_is_told_from_noise_by_the_exit_code() -> Result<()> {
         diff(&before, &broken)?.failed(2, &["is no report of rvm bench"]);
         fs::write(&broken, "{\"version\": 99}")?;
         diff(&before, &broken)?.failed(2, &["version 99", "measure again"]);
+        assert!(
+            changed.contains("syscall: the host's own work took 1.000 times as long"),
+            "{changed}"
+        );
         diff(&before, &path("none.json"))?.failed(2, &["cannot read"]);
         Ok(())
     })

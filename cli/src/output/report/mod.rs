@@ -18,7 +18,8 @@ const STYLE: &str = include_str!("style.css");
 const READING: &str = "\
 Each dot is one run, from the first to the last downwards. The line is the median, and the band around it is where the median \
 of what was sampled lies with 95 % confidence (bootstrap). Where bands overlap, do not speak of a difference. Percentiles are \
-linear between samples (Hyndman and Fan's definition 7). Modes took turns run by run, so that whatever else the machine did \
+linear between samples (Hyndman and Fan's definition 7). \"host\" is a fixed piece of work in no container: what the machine \
+itself did meanwhile. Modes took turns run by run, so that whatever else the machine did \
 met both. A run whose workload came to a wrong result does not count and is named below.";
 
 /// Text from outside, as it can stand in a page and in an attribute.

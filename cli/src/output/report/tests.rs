@@ -26,7 +26,7 @@ fn series(suite: Suite, subject: Subject, samples: Vec<f64>) -> Series {
 fn report() -> Report {
     let hostile = HOSTILE.to_owned();
     Report {
-        version: 1,
+        version: 2,
         manifest: Manifest {
             began: hostile.clone(),
             ended: hostile.clone(),

@@ -1,6 +1,7 @@
 //! That a change is found, that noise is none, and that each is told as often as it is said to be.
 
 use super::*;
+use crate::bench::statistics::tests::chain;
 use crate::bench::statistics::{Draw, Summary};
 use crate::bench::{Plan, manifest};
 
@@ -52,6 +53,15 @@ fn report(series: Vec<Series>) -> Report {
     }
 }
 
+/// The host's own piece of work.
+fn host(samples: Vec<f64>) -> Series {
+    Series {
+        row: CONTROL.to_owned(),
+        subject: Subject::Host,
+        ..series(0, samples)
+    }
+}
+
 /// A report of `rows` rows, each `factor` times what it would be.
 fn measured(draw: &mut Draw, rows: usize, runs: usize, factor: f64) -> Report {
     let row = |row| {
@@ -87,11 +97,98 @@ fn the_same_measured_twice_shows_no_change_in_19_of_20_tries() {
     }
 }
 
+/// Samples that are like the ones before them, by chance, in both sessions.
+#[test]
+fn a_machine_that_drifts_shows_no_change_in_19_of_20_tries() {
+    for like in [0.3, 0.6, 0.85] {
+        let mut draw = Draw::new(13);
+        let mut session = || {
+            let mut rows: Vec<_> = (0..42)
+                .map(|row| series(row, chain(&mut draw, 30, like, 0.05)))
+                .collect();
+            rows.push(host(chain(&mut draw, 30, like, 0.05)));
+            report(rows)
+        };
+        let tries = 20;
+        let same = (0..tries).filter(|_| changes(&compare(&session(), &session())) == 0);
+        let same = same.count();
+        assert!(same >= 19, "{same} of {tries} with {like}");
+    }
+}
+
+/// The second session is on a machine with another load: the host's own work is slower, and rows are by a part of that, by all of
+/// it, or by more.
+#[test]
+fn a_step_between_sessions_is_the_machines() {
+    let mut draw = Draw::new(17);
+    let mut found = 0;
+    let tries = 20;
+    for slower in (0..tries).map(|number| 0.7 + 0.03 * f64::from(number)) {
+        let mut session = |slower: f64| {
+            let mut rows: Vec<_> = (0..42)
+                .map(|row| {
+                    let sensitive = 0.5 + f64::from(u32::try_from(row).unwrap()) / 42.0;
+                    series(row, times(&mut draw, 30, 10.0 * slower.powf(sensitive)))
+                })
+                .collect();
+            rows.push(host(times(&mut draw, 30, 5.0 * slower)));
+            report(rows)
+        };
+        let comparison = compare(&session(1.0), &session(slower));
+        found += u32::from(changes(&comparison) > 0);
+        let machine = &comparison.machine[0];
+        let (low, high) = machine.interval.unwrap();
+        assert!(
+            (machine.ratio / slower - 1.0).abs() < 0.03,
+            "{machine:?} and {slower}"
+        );
+        assert!(low < machine.ratio && machine.ratio < high);
+    }
+    assert!(found <= 1, "{found} of {tries} tries");
+}
+
+/// What a workload takes of memory has nothing to do with how fast the machine is.
+#[test]
+fn bytes_are_not_excused_by_a_slow_machine() {
+    let mut draw = Draw::new(19);
+    let mut session = |slower: f64| {
+        let mut bytes = series(0, times(&mut draw, 30, 10.0 * slower));
+        bytes.unit = Unit::Bytes;
+        report(vec![bytes, host(times(&mut draw, 30, 5.0 * slower))])
+    };
+    let comparison = compare(&session(1.0), &session(1.3));
+    assert_eq!(comparison.changes[0].verdict, Verdict::Worse);
+}
+
+#[test]
+fn a_count_that_never_varies_is_exact() {
+    let counted = |count| {
+        let mut counted = series(0, vec![count; 10]);
+        counted.unit = Unit::Count;
+        report(vec![counted])
+    };
+    let verdict = |before, after| compare(&counted(before), &counted(after)).changes[0].verdict;
+    assert_eq!(verdict(60.0, 61.0), Verdict::Worse);
+    assert_eq!(verdict(60.0, 60.0), Verdict::Same);
+}
+
 #[test]
 fn a_change_of_a_tenth_is_found() {
     let mut draw = Draw::new(11);
-    let before = measured(&mut draw, 20, 30, 1.0);
-    let slower = measured(&mut draw, 20, 30, 1.1);
+    let mut quiet = |factor: f64| {
+        let mut rows: Vec<_> = (0..20)
+            .map(|row| series(row, chain(&mut draw, 30, 0.0, 0.012)))
+            .collect();
+        for sample in rows.iter_mut().flat_map(|row| &mut row.samples) {
+            *sample *= factor;
+        }
+        for row in &mut rows {
+            row.summary = Summary::of(&row.samples).unwrap();
+        }
+        rows.push(host(chain(&mut draw, 30, 0.0, 0.012)));
+        report(rows)
+    };
+    let (before, slower) = (quiet(1.0), quiet(1.1));
     let comparison = compare(&before, &slower);
     let worse = comparison
         .changes

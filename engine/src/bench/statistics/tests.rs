@@ -40,8 +40,9 @@ fn of_nothing_there_is_no_summary() {
     assert_eq!(Summary::of(&[]), None);
     assert_eq!(Summary::of(&[1.0, f64::NAN]), None);
     assert_eq!(median(&[]), None);
-    assert_eq!(ratio_interval(&[0.0, 1.0], &[1.0], 0.95), None);
-    assert_eq!(ratio_interval(&[1.0], &[], 0.95), None);
+    assert_eq!(ratio_interval((&[0.0, 1.0], 0.0), (&[1.0], 0.0), 0.95), None);
+    assert_eq!(ratio_interval((&[1.0], 0.0), (&[], 0.0), 0.95), None);
+    assert!(dependence(&[]).abs() < 1e-9 && dependence(&[1.0; 5]).abs() < 1e-9);
 }
 
 #[test]
@@ -71,6 +72,76 @@ fn intervals_hold_the_median_as_often_as_they_say() {
     });
     let held = held.count();
     assert!((180..=199).contains(&held), "{held} of {tries}");
+}
+
+/// A chain of samples, each like the one before it by as much as is said, around 1.
+pub(in super::super) fn chain(draw: &mut Draw, count: usize, like: f64, spread: f64) -> Vec<f64> {
+    let mut state = 0.0;
+    let step = (1.0 - like * like).sqrt();
+    (0..count)
+        .map(|_| {
+            // Near enough to a normal distribution, with the variance 1.
+            let common = (0..12).map(|_| draw.part()).sum::<f64>() - 6.0;
+            state = like * state + step * common;
+            1.0 + spread * state
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_like_the_sample_before_it_is_seen() {
+    let mut draw = Draw::new(3);
+    for like in [0.0, 0.4, 0.8] {
+        let tries = 100;
+        let sum: f64 = (0..tries)
+            .map(|_| dependence(&chain(&mut draw, 30, like, 0.1)))
+            .sum();
+        let mean = sum / f64::from(tries);
+        assert!((mean - like).abs() < 0.08, "{mean} instead of {like}");
+    }
+    let slope: Vec<f64> = (0..30).map(f64::from).collect();
+    assert!(dependence(&slope) > 0.89);
+}
+
+/// Intervals of samples that drift hold the median nearly as often, and far more often than they would if the samples were
+/// taken for independent ones.
+#[test]
+fn intervals_of_what_drifts_are_wider() {
+    let mut draw = Draw::new(9);
+    let tries = 200;
+    let (mut held, mut held_unwidened) = (0, 0);
+    for _ in 0..tries {
+        let samples = chain(&mut draw, 60, 0.6, 0.1);
+        let summary = Summary::of(&samples).unwrap();
+        let factor = widening(dependence(&samples)).sqrt();
+        let holds = |factor: f64| {
+            let (below, above) = (summary.median - summary.low, summary.high - summary.median);
+            summary.median - below / factor <= 1.0 && 1.0 <= summary.median + above / factor
+        };
+        held += u32::from(holds(1.0));
+        held_unwidened += u32::from(holds(factor));
+    }
+    assert!(
+        held >= 175 && held_unwidened + 25 <= held,
+        "{held} and {held_unwidened} of {tries}"
+    );
+}
+
+/// Of tables of Student's distribution.
+#[test]
+fn students_distribution_agrees_with_tables() {
+    let check = |confidence, freedom, expected: f64| {
+        let found = student(confidence, freedom);
+        assert!(
+            (found / expected - 1.0).abs() < 0.003,
+            "{found} instead of {expected}"
+        );
+    };
+    check(0.95, 1.0, 12.706);
+    check(0.95, 10.0, 2.228);
+    check(0.99, 2.0, 9.925);
+    check(0.999, 30.0, 3.646);
+    check(0.9999, 60.0, 4.169);
 }
 
 #[test]
