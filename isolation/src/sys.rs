@@ -45,20 +45,21 @@ pub fn release_program_pages() -> io::Result<()> {
             (&mut *outcome.cast::<io::Result<()>>(), object.dlpi_addr, headers)
         };
         // SAFETY: sysconf(3) reads a constant of the system.
-        let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+        let address = |offset: u64| usize::try_from(base + offset).ok();
         for header in headers {
             if header.p_type != libc::PT_LOAD || header.p_flags & libc::PF_W != 0 {
                 continue;
             }
-            let start = (base + header.p_vaddr).next_multiple_of(page);
-            let end = (base + header.p_vaddr + header.p_filesz) / page * page;
-            let Some(length) = end.checked_sub(start).filter(|length| *length > 0) else {
+            let start = address(header.p_vaddr).map(|start| start.next_multiple_of(page));
+            let end = address(header.p_vaddr + header.p_filesz).map(|end| end / page * page);
+            let (Some(start), Some(end)) = (start, end) else {
                 continue;
             };
+            let length = end.saturating_sub(start);
             // SAFETY: these whole pages are of a segment that is mapped from the program's file and that nothing may write
             // to, neither the program nor, since it has no text relocations, its loader: read again, they are the same.
-            let released =
-                unsafe { libc::madvise(start as *mut c_void, length as usize, libc::MADV_DONTNEED) };
+            let released = unsafe { libc::madvise(start as *mut c_void, length, libc::MADV_DONTNEED) };
             if let Err(error) = check(released.into()) {
                 *outcome = Err(error);
             }

@@ -12,7 +12,6 @@ pub mod egress;
 pub mod endpoint;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
-#[expect(clippy::unwrap_used, reason = "a harness panics where something is broken")]
 pub mod fuzz;
 mod host;
 mod nft;

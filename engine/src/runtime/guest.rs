@@ -14,6 +14,8 @@ use rvm_protocol::{
 };
 use serde::de::DeserializeOwned;
 
+use crate::mounts::is_to_fill;
+
 /// An agent answers a greeting within this, or something is wrong with the guest. Generous: an emulated machine with
 /// a loaded host is slow.
 const GREETING_LIMIT: Duration = Duration::from_secs(20);
@@ -24,7 +26,7 @@ const SEND_LIMIT: Duration = Duration::from_secs(5);
 /// A question about the workload is answered within this: freezing it has 5 seconds.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 
-/// A container is made and started within this, or the guest is lost.
+/// A container is made and started within this, or the guest is lost; but see [`limit_of`].
 const REQUEST_LIMIT: Duration = Duration::from_secs(60);
 
 /// Why the guest could not be talked to.
@@ -182,7 +184,7 @@ impl Control {
     fn request(&self, request: &Request) -> Result<(), Error> {
         send(&self.writer, request)?;
         self.reader
-            .set_read_timeout(Some(REQUEST_LIMIT))
+            .set_read_timeout(limit_of(request))
             .map_err(Error::Connect)?;
         let answer = read_frame(&self.reader)?;
         self.reader.set_read_timeout(None).map_err(Error::Connect)?;
@@ -211,9 +213,53 @@ impl Control {
     }
 }
 
+/// Within what time a request is answered. Filling a volume takes as long as there is much in the image: then the end of the
+/// machine, by itself or by somebody, is what breaks the connection.
+fn limit_of(request: &Request) -> Option<Duration> {
+    let fills = match request {
+        Request::Create(create) => create.spec.mounts().iter().flatten().any(is_to_fill),
+        _ => false,
+    };
+    (!fills).then_some(REQUEST_LIMIT)
+}
+
 /// Sends one request. Frames of several senders never mix.
 pub(crate) fn send(writer: &Mutex<UnixStream>, request: &Request) -> Result<(), Error> {
     // A lock is only poisoned by a panic, which aborts the process.
     let writer = writer.lock().map_err(|_| Error::Unexpected)?;
     Ok(write_frame(&*writer, request)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use oci_spec::runtime::{MountBuilder, SpecBuilder};
+
+    use super::*;
+    use crate::mounts::add_fill;
+
+    fn create(fills: bool) -> io::Result<Request> {
+        let mut mount = MountBuilder::default()
+            .destination("/data")
+            .build()
+            .map_err(io::Error::other)?;
+        if fills {
+            add_fill(&mut mount);
+        }
+        let spec = SpecBuilder::default().mounts([mount]).build();
+        Ok(Request::Create(Box::new(Create {
+            spec: spec.map_err(io::Error::other)?,
+            stdin: false,
+            interfaces: Vec::new(),
+            files: Vec::new(),
+        })))
+    }
+
+    #[test]
+    fn only_what_fills_a_volume_may_take_its_time() {
+        assert_eq!(limit_of(&create(true).unwrap()), None);
+        assert_eq!(limit_of(&create(false).unwrap()), Some(REQUEST_LIMIT));
+        assert_eq!(limit_of(&Request::Start), Some(REQUEST_LIMIT));
+    }
 }

@@ -1,7 +1,7 @@
 //! `rvm network`: its verbs and their messages, other ways to be connected than a network, and what changes while a container
 //! runs.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rvm_tests::both_modes;
 use rvm_tests::images::BUSYBOX;
 use rvm_tests::rvm::{Isolation, Rvm};
@@ -238,7 +238,7 @@ both_modes! {
         let endpoint = std::fs::read_dir(rvm.run_directory().join("networks"))?
             .filter_map(|entry| Some(entry.ok()?.path().join("endpoints").join(format!("{}.json", id.trim()))))
             .find(|path| path.exists())
-            .expect("it is on a network");
+            .context("it is on no network")?;
         let kept = std::fs::read(&endpoint)?;
         let forced = ["network", "disconnect", "-f", "app", "gone"];
         if rvm.isolation() == Isolation::Vm {
@@ -247,7 +247,7 @@ both_modes! {
         rvm.call(["rm", "-f", "gone"])?.ok();
         rvm.call(forced)?.failed(1, &["gone"]);
         // As if its supervisor had been killed and its directory removed by hand.
-        std::fs::create_dir_all(endpoint.parent().expect("it has a directory"))?;
+        std::fs::create_dir_all(endpoint.parent().context("no directory")?)?;
         std::fs::write(&endpoint, kept)?;
         rvm.call(["network", "disconnect", "app", "gone"])?.failed(1, &["gone"]);
         assert!(endpoint.exists());

@@ -1,5 +1,6 @@
 //! A web server in a machine in front of an application in a machine and in a container, under load.
 
+use std::env;
 use std::fs;
 use std::process::{Child, Command};
 
@@ -8,10 +9,13 @@ use rvm_tests::command::{LIMIT, Output, finish, tool};
 use rvm_tests::rvm::{Isolation, Rvm, alone, scratch};
 use rvm_tests::wait::wait_until;
 
-use crate::{answers, clear, exec, programs};
+use crate::{answers, background, clear, exec, programs};
 
 /// Requests that are answered without an error.
-const REQUESTS: u64 = 100_000;
+fn wanted() -> Result<u64> {
+    let wanted = env::var("RVM_TEST_REQUESTS");
+    wanted.map_or(Ok(100_000), |wanted| wanted.parse().context("RVM_TEST_REQUESTS"))
+}
 
 /// Answers each request with its container's name; /count says how many there were.
 const APPLICATION: &str = "
@@ -95,17 +99,11 @@ fn answered(output: &Output) -> Result<u64> {
     Ok(line.split_whitespace().next().context("no number")?.parse()?)
 }
 
-/// Loads a port until `wanted` requests were answered.
-fn load(url: &str, wanted: u64, wrk: impl Fn() -> Command) -> Result<u64> {
-    let mut count = 0;
-    while count < wanted {
-        let mut command = wrk();
-        command.args(["-t", "1", "-c", "8", "-d", "20", "--timeout", "60", url]);
-        let more = answered(&finish(command, 2 * LIMIT)?)?;
-        ensure!(more > 0, "{url}: nothing in 20 seconds");
-        count += more;
-        println!("{url}: {count} of {wanted}");
-    }
+/// Loads a port for a while; how many requests were answered.
+fn load(url: &str, mut wrk: Command) -> Result<u64> {
+    wrk.args(["-t", "1", "-c", "8", "-d", "20", "--timeout", "60", url]);
+    let count = answered(&finish(wrk, 2 * LIMIT)?)?;
+    ensure!(count > 0, "{url}: nothing in 20 seconds");
     Ok(count)
 }
 
@@ -113,7 +111,7 @@ fn body(machine: &Rvm, container: &Rvm) -> Result<()> {
     machine.call(["network", "create", "front"])?.ok();
     for (rvm, name) in [(machine, "app1"), (container, "app2")] {
         let flags = ["--network", "front", "-h", name, "packages.layout:nodejs"];
-        rvm.detach(name, &[&flags[..], &["node", "-e", APPLICATION]].concat())?;
+        background(rvm, name, &[&flags[..], &["node", "-e", APPLICATION]].concat())?;
         answers(rvm, name, &["node", "-e", ASK], "0")?;
     }
     let file = scratch()?.join("front.conf");
@@ -121,18 +119,18 @@ fn body(machine: &Rvm, container: &Rvm) -> Result<()> {
     let mount = format!("{}:/etc/nginx/conf.d/front.conf:ro", file.display());
     let flags = ["--network", "front", "-p", "8080:8080", "-v", &mount];
     let server = ["packages.layout:nginx", "nginx", "-g", "daemon off;"];
-    machine.detach("web", &[&flags[..], &server].concat())?;
+    background(machine, "web", &[&flags[..], &server].concat())?;
     wait_until("it serves", LIMIT, || {
         let said = tool("curl", &["-s", "http://127.0.0.1:8080/"]).unwrap_or_default();
         Ok(said.starts_with("app"))
     })?;
-    // By the supervisor, and by the packet filter.
-    let mut sent = load("http://127.0.0.1:8080/", REQUESTS / 2, || Command::new("wrk"))?;
-    let outside = Outside::new()?;
-    sent += load("http://198.51.100.1:8080/", REQUESTS / 2, || {
-        outside.command("wrk")
-    })?;
-    ensure!(sent >= REQUESTS, "{sent} requests");
+    let (outside, mut sent) = (Outside::new()?, 0);
+    while sent < wanted()? {
+        // By the supervisor, and by the packet filter.
+        sent += load("http://127.0.0.1:8080/", Command::new("wrk"))?;
+        sent += load("http://198.51.100.1:8080/", outside.command("wrk"))?;
+        println!("{sent} requests");
+    }
 
     let mut counted = 0;
     for name in ["app1", "app2"] {
@@ -159,6 +157,7 @@ const ASK: &str =
 fn a_web_server_in_front_of_a_machine_and_a_container() -> Result<()> {
     let _alone = alone();
     let rvm = programs()?.connected();
+    clear(&rvm)?;
     ensure!(
         rvm.isolation() == Isolation::Container,
         "the images are loaded in container mode"

@@ -10,7 +10,7 @@ use rvm_tests::processes;
 use rvm_tests::rvm::Rvm;
 use rvm_tests::wait::{let_pass, wait_until};
 
-use crate::{answers, exec, in_both_modes};
+use crate::{answers, background, exec, in_both_modes};
 
 /// Kills of each kind of database in each mode.
 fn rounds() -> Result<usize> {
@@ -67,7 +67,7 @@ fn redis_keeps_what_it_has_acknowledged() -> Result<()> {
         let mut command = vec!["-v", "redis:/var/lib/redis", image, "redis-server"];
         command.extend(["--dir", "/var/lib/redis", "--appendonly", "yes"]);
         command.extend(["--appendfsync", "always", "--save", ""]);
-        rvm.detach("redis", &command)?;
+        background(rvm, "redis", &command)?;
         for round in 0..rounds()? {
             answers(rvm, "redis", &["redis-cli", "ping"], "PONG")?;
             let first = round * 1_000_000 + 1;
@@ -121,7 +121,8 @@ fn postgres_keeps_what_it_has_acknowledged() -> Result<()> {
                       -c config_file=$(echo /etc/postgresql/*/main/postgresql.conf)";
         let volume = "postgres:/var/lib/postgresql";
         let image = "packages.layout:postgresql";
-        rvm.detach(
+        background(
+            rvm,
             "postgres",
             &["-u", "postgres", "-v", volume, image, "sh", "-c", server],
         )?;
@@ -133,6 +134,11 @@ fn postgres_keeps_what_it_has_acknowledged() -> Result<()> {
         let mut transactions = 0;
         for round in 0..rounds()? {
             let load = beside(rvm, "postgres", &["pgbench", "-n", "-c", "4", "-T", "3600"])?;
+            wait_until("pgbench has had something acknowledged", 2 * LIMIT, || {
+                let count = psql("select count(*) from pgbench_history")?.ok().text();
+                Ok(count.parse::<u64>()? > transactions)
+            })
+            .with_context(|| load.stderr_so_far())?;
             let first = round * 1_000_000 + 1;
             let insert = "insert into acknowledged values (&) returning number;";
             let write = format!(

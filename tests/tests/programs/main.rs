@@ -44,6 +44,8 @@ fn programs() -> Result<&'static Rvm> {
 fn in_both_modes(body: impl Fn(&Rvm) -> Result<()>) -> Result<()> {
     let _alone = alone();
     let rvm = programs()?;
+    // What a test that panicked has left is not this one's failure.
+    clear(rvm)?;
     for rvm in [rvm, &rvm.in_the_other_mode()] {
         let outcome = body(rvm).with_context(|| rvm.isolation().name());
         if outcome.is_err() {
@@ -61,6 +63,14 @@ fn clear(rvm: &Rvm) -> Result<()> {
     rvm.remove_containers()?;
     rvm.call(["volume", "prune", "-f", "-a"])?.ok();
     rvm.call(["network", "prune", "-f"])?.ok();
+    Ok(())
+}
+
+/// Starts a container in the background. Filling its volumes may take its time.
+fn background(rvm: &Rvm, name: &str, arguments: &[&str]) -> Result<()> {
+    let mut command = rvm.run_command(["-d", "--name", name])?;
+    command.args(arguments);
+    finish(command, 5 * LIMIT)?.ok();
     Ok(())
 }
 
