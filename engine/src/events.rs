@@ -157,7 +157,11 @@ impl Journal {
     pub(crate) fn unmounted(&self, record: &Record) {
         for point in record.mounts.volumes() {
             let own = [("driver", "local"), ("container", record.id.as_str())];
-            self.tell(Event::new("volume", &point.name, "unmount"), &BTreeMap::new(), own);
+            self.tell(
+                Event::new("volume", &point.name, "unmount"),
+                &BTreeMap::new(),
+                own,
+            );
         }
     }
 

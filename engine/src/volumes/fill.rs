@@ -27,11 +27,7 @@ pub(crate) struct Filling {
 
 impl Filling {
     /// Decides which volumes of a container are to be filled, and says so in `mounts`, those of its specification.
-    pub(crate) fn begin(
-        volumes: &Volumes,
-        record: &Record,
-        mounts: &mut [Mount],
-    ) -> Result<Self, Error> {
+    pub(crate) fn begin(volumes: &Volumes, record: &Record, mounts: &mut [Mount]) -> Result<Self, Error> {
         let is_new = record.state == State::Created;
         let mut filling = Self::default();
         let mut points: Vec<&MountPoint> = record.mounts.volumes().filter(|point| point.fills).collect();
