@@ -8,8 +8,8 @@ use super::message::{Error, Query, is_truncated, refusal, set_id};
 use super::sets;
 use crate::endpoint::Egress;
 
-/// What a member may have on its networks: far more than fits into a datagram.
-const MANY: usize = 200;
+/// Addresses of both kinds for one answer: more than fits into a plain datagram.
+const MANY: usize = 30;
 
 /// The first two bytes say how long the question is; what follows it is a server's answer.
 pub(crate) fn message(data: &[u8]) {
