@@ -24,7 +24,7 @@ mod rules;
 mod store;
 
 pub use files::Error as FileError;
-pub use nft::{NftError, dropping, nft, require_nft};
+pub use nft::{NftError, dropping, require_nft};
 pub use plane::{Error, Owners, Plane, Port, Wish, check_addresses};
 pub use random::random;
 pub use rules::table;

@@ -1,12 +1,15 @@
 //! The program `nft`, which reads the packet filter's rules and hands them to the kernel in one transaction.
 
+use std::env;
+use std::fs::File;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde::Deserialize;
 
-/// Where the program is looked for: first along `PATH`, which a user's does not always include the others in.
-const PROGRAMS: [&str; 3] = ["nft", "/usr/sbin/nft", "/sbin/nft"];
+/// Where the program is looked for after `PATH`, which does not always have these in it.
+const PLACES: [&str; 2] = ["/usr/sbin/nft", "/sbin/nft"];
 
 /// Why the rules could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -27,14 +30,15 @@ pub enum NftError {
 /// # Errors
 /// [`NftError::Missing`].
 pub fn require_nft() -> Result<(), NftError> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let along = std::env::split_paths(&path).map(|place| place.join("nft"));
-    let others = PROGRAMS
-        .iter()
-        .map(std::path::PathBuf::from)
-        .filter(|path| path.is_absolute());
-    let found = along.chain(others).any(|path| path.is_file());
-    found.then_some(()).ok_or(NftError::Missing)
+    program().map(drop)
+}
+
+/// Where the program is.
+fn program() -> Result<PathBuf, NftError> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let along = env::split_paths(&path).map(|place| place.join("nft"));
+    let mut places = along.chain(PLACES.map(PathBuf::from));
+    places.find(|place| place.is_file()).ok_or(NftError::Missing)
 }
 
 /// The chains of others that drop what is forwarded unless a rule lets it through, as `FAMILY TABLE CHAIN`: rules of rvm's do
@@ -43,7 +47,7 @@ pub fn require_nft() -> Result<(), NftError> {
 /// # Errors
 /// As [`NftError`] says.
 pub fn dropping() -> Result<Vec<String>, NftError> {
-    let listed = run(&["-j", "list", "chains"], "")?;
+    let listed = run(&["-j", "list", "chains"], "", Stdio::piped())?;
     dropping_in(&listed).map_err(|error| NftError::Run(error.into()))
 }
 
@@ -83,36 +87,26 @@ struct Chain {
     policy: Option<String>,
 }
 
-/// Gives nft a script; what it did not do as a whole it did not do at all.
+/// Gives nft a script; what it did not do as a whole it did not do at all. It has the open file `lock` as long as it runs: where
+/// this process is killed meanwhile, nobody else changes rules before it is done.
 ///
 /// # Errors
 /// As [`NftError`] says.
-pub fn nft(script: &str) -> Result<(), NftError> {
-    run(&["-f", "-"], script).map(drop)
+pub(crate) fn nft(script: &str, lock: &File) -> Result<(), NftError> {
+    // It writes nothing for a script, so that this is a place for a descriptor.
+    let lock = lock.try_clone().map_err(NftError::Run)?;
+    run(&["-f", "-"], script, lock.into()).map(drop)
 }
 
 /// Runs it; what it wrote.
-fn run(arguments: &[&str], script: &str) -> Result<Vec<u8>, NftError> {
-    let start = |program: &str| {
-        Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-    };
-    let mut found = Err(NftError::Missing);
-    for program in PROGRAMS {
-        match start(program) {
-            Ok(child) => {
-                found = Ok(child);
-                break;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(NftError::Run(error)),
-        }
-    }
-    let mut child = found?;
+fn run(arguments: &[&str], script: &str, stdout: Stdio) -> Result<Vec<u8>, NftError> {
+    let mut child = Command::new(program()?)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(stdout)
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(NftError::Run)?;
     let written = child
         .stdin
         .take()

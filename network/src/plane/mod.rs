@@ -132,7 +132,7 @@ pub struct Plane {
 }
 
 /// The lock of the networks, held.
-struct Guard(#[expect(dead_code, reason = "the lock is what is open")] File);
+struct Guard(File);
 
 impl Plane {
     /// The networks below these directories of an installation.
@@ -231,11 +231,11 @@ impl Plane {
         if definition.name == DEFAULT {
             return Err(StoreError::Predefined(definition.name).into());
         }
-        let _guard = self.lock()?;
+        let guard = self.lock()?;
         let mut endpoints = self.endpoints(&definition.id)?;
         let is_left = endpoints.is_empty() && self.has_record(&definition.id);
         if is_left || endpoints.iter().any(|endpoint| !is_owned(&endpoint.container)) {
-            self.make_true(is_owned)?;
+            self.make_true(&guard, is_owned)?;
             endpoints = self.endpoints(&definition.id)?;
         }
         if !endpoints.is_empty() {
@@ -302,11 +302,11 @@ impl Plane {
     /// # Errors
     /// As [`Error`] says.
     pub fn join(&self, wishes: &[Wish], is_owned: Owners<'_>) -> Result<Vec<(Definition, Endpoint)>, Error> {
-        let _guard = self.lock()?;
+        let guard = self.lock()?;
         let joined = self.admit_all(wishes);
         let outcome = joined.and_then(|joined| {
             let networks = joined.iter().map(|(definition, _)| definition.id.as_str());
-            self.settle(networks, is_owned).map(|()| joined)
+            self.settle(&guard, networks, is_owned).map(|()| joined)
         });
         if outcome.is_err() {
             // What went wrong is worth more than what goes wrong with putting it right, which the next one tries again.
@@ -315,7 +315,7 @@ impl Plane {
                     .iter()
                     .map(|wish| (wish.network.as_str(), wish.container.as_str())),
             );
-            let _ = self.make_true(is_owned);
+            let _ = self.make_true(&guard, is_owned);
         }
         outcome
     }
@@ -335,11 +335,32 @@ impl Plane {
             .filter(|network| self.endpoint_path(network, container).exists())
             .collect();
         if on.is_empty() {
-            return Ok(());
+            return self.clear(&of, is_owned);
         }
-        let _guard = self.lock()?;
+        let guard = self.lock()?;
         self.withdraw(on.iter().map(|network| (network.as_str(), container)))?;
-        self.settle(on.iter().map(|network| network.as_str()), is_owned)
+        self.settle(&guard, on.iter().map(|network| network.as_str()), is_owned)
+    }
+
+    /// Puts right what one has left that was killed on its way off networks, if any: rules of a network that nobody is on.
+    fn clear(&self, networks: &[String], is_owned: Owners<'_>) -> Result<(), Error> {
+        let is_left = |network: &String| {
+            Ok::<_, Error>(
+                self.has_record(network) && files::names(&self.directory(network), ".json")?.is_empty(),
+            )
+        };
+        for network in networks {
+            if is_left(network)? {
+                let guard = self.lock()?;
+                // Whoever had the lock may just have done it.
+                return if is_left(network)? {
+                    self.make_true(&guard, is_owned)
+                } else {
+                    Ok(())
+                };
+            }
+        }
+        Ok(())
     }
 
     /// Takes a container off a network that its published ports lead by, and lets them lead by another that it is on, in one
@@ -354,7 +375,7 @@ impl Plane {
         to: &str,
         is_owned: Owners<'_>,
     ) -> Result<Option<Endpoint>, Error> {
-        let _guard = self.lock()?;
+        let guard = self.lock()?;
         let published: Option<Endpoint> = files::read(&self.endpoint_path(from, container))?;
         let heir: Option<Endpoint> = files::read(&self.endpoint_path(to, container))?;
         let heir = heir.map(|heir| Endpoint {
@@ -365,7 +386,7 @@ impl Plane {
             files::write(&self.endpoint_path(to, container), heir)?;
         }
         self.withdraw(std::iter::once((from, container)))?;
-        self.settle([from, to].into_iter(), is_owned)?;
+        self.settle(&guard, [from, to].into_iter(), is_owned)?;
         Ok(heir)
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use rvm_netlink::{Change, Socket};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Owners, Plane};
+use super::{Error, Guard, Owners, Plane};
 use crate::address::mac_of;
 use crate::definition::Definition;
 use crate::endpoint::Endpoint;
@@ -45,32 +45,32 @@ enum Known {
 }
 
 impl Plane {
-    /// Makes the host what it has to be after members of these networks have changed. Done with the lock held.
+    /// Makes the host what it has to be after members of these networks have changed.
     pub(super) fn settle<'a>(
         &self,
+        guard: &Guard,
         networks: impl Iterator<Item = &'a str>,
         is_owned: Owners<'_>,
     ) -> Result<(), Error> {
         let networks: BTreeSet<&str> = networks.collect();
         if self.is_anyone_abandoned(is_owned)? {
-            return self.make_true(is_owned);
+            return self.make_true(guard, is_owned);
         }
         let mut changes = Vec::new();
         for network in networks {
             let Known::Settled(before) = self.known(network)? else {
-                return self.make_true(is_owned);
+                return self.make_true(guard, is_owned);
             };
             changes.push((network, before, self.living_of(network)?));
         }
-        match self.change(&changes) {
-            Err(Error::Rules(NftError::Refused(_))) => self.make_true(is_owned),
+        match self.change(guard, &changes) {
+            Err(Error::Rules(NftError::Refused(_))) => self.make_true(guard, is_owned),
             other => other,
         }
     }
 
-    /// Makes the host what it has to be for all networks, whatever it is now, after members without an owner were removed. Done
-    /// with the lock held.
-    pub(super) fn make_true(&self, is_owned: Owners<'_>) -> Result<(), Error> {
+    /// Makes the host what it has to be for all networks, whatever it is now, after members without an owner were removed.
+    pub(super) fn make_true(&self, guard: &Guard, is_owned: Owners<'_>) -> Result<(), Error> {
         let living = self.living(is_owned)?;
         self.bridges(&living)?;
         let (mut known, mut trusted) = (Vec::new(), true);
@@ -88,9 +88,11 @@ impl Plane {
             self.write_record(false, &union(before, live))?;
         }
         let table = self.table();
-        match nft(&rules::rebuild(&table, &known, &living, trusted)) {
+        match nft(&rules::rebuild(&table, &known, &living, trusted), &guard.0) {
             // It is not what any rvm has made.
-            Err(NftError::Refused(_)) if trusted => nft(&rules::rebuild(&table, &known, &living, false))?,
+            Err(NftError::Refused(_)) if trusted => {
+                nft(&rules::rebuild(&table, &known, &living, false), &guard.0)?
+            }
             other => other?,
         }
         for live in &living {
@@ -106,7 +108,7 @@ impl Plane {
     }
 
     /// Changes rules and bridges of networks from what is on record to what is to be.
-    fn change(&self, changes: &[(&str, Option<Live>, Option<Live>)]) -> Result<(), Error> {
+    fn change(&self, guard: &Guard, changes: &[(&str, Option<Live>, Option<Live>)]) -> Result<(), Error> {
         for (_, before, after) in changes {
             if let Some(live) = after {
                 let before = before.as_ref();
@@ -131,7 +133,7 @@ impl Plane {
             rules::change(&table, &changes)
         };
         if !script.is_empty() {
-            nft(&script)?;
+            nft(&script, &guard.0)?;
         }
         for (network, before, after) in changes {
             match after {
