@@ -1,8 +1,8 @@
 //! Directories of assets, as RVM_ASSETS names them, in which one thing is wrong.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -41,13 +41,15 @@ impl Assets {
         fs::remove_file(self.directory.join(name)).with_context(|| format!("there is no asset {name}"))
     }
 
-    /// Puts other bytes in a file's place.
+    /// Puts other bytes in a file's place, which may be executed as all of them may.
     ///
     /// # Errors
     /// If it is not there, or cannot be written.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.remove(name)?;
-        Ok(fs::write(self.directory.join(name), bytes)?)
+        let path = self.directory.join(name);
+        fs::write(&path, bytes)?;
+        Ok(fs::set_permissions(&path, Permissions::from_mode(0o755))?)
     }
 
     /// Gives the guest an /init that does nothing but what `behaviour` says, see the probe.

@@ -6,7 +6,8 @@
 //! - A machine that drifts makes samples alike that follow each other; how much, is taken from the samples of a suite together
 //!   ([`dependence`]), because one row has too few to tell, and from the row's own where that is beyond chance.
 //! - What the machine itself did between the reports is known from the host's own piece of work ([`super::control`]). An interval
-//!   of times is extended to where it would lie if the row had been [`SENSITIVITY`] times as sensitive to that.
+//!   of times is extended to where it would lie if the row had been [`SENSITIVITY`] times as sensitive to that, and by both ends of
+//!   what is known of it: a host whose own work varies by half does not tell whether it became slower.
 //! - A difference of less than [`SMALLEST`] is not spoken of: two sessions differ by where things lie in memory and on the disk,
 //!   and by what neighbours do, which no number of runs of one session averages out.
 
@@ -124,10 +125,7 @@ pub fn compare(before: &Report, after: &Report) -> Comparison {
                 old,
                 new,
                 dependences: [dependence_in(before, old), dependence_in(after, new)],
-                machine: machine
-                    .iter()
-                    .find(|machine| machine.suite == old.suite)
-                    .map_or(1.0, |machine| machine.ratio),
+                machine: machine.iter().find(|machine| machine.suite == old.suite),
             };
             change(&pair, each_of(pairs.len()))
         })
@@ -178,8 +176,8 @@ struct Pair<'a> {
     old: &'a Series,
     new: &'a Series,
     dependences: [f64; 2],
-    /// How long the machine itself took, by how long it took before.
-    machine: f64,
+    /// What the machine itself did, where that is known.
+    machine: Option<&'a Machine>,
 }
 
 impl Pair<'_> {
@@ -191,9 +189,22 @@ impl Pair<'_> {
             (&self.new.samples, after),
             confidence,
         )?;
-        // Without what the machine did to it, if it was as sensitive as that.
-        let explained = self.machine.powf(-SENSITIVITY * speed(self.old.unit));
-        Some((low * explained.min(1.0), high * explained.max(1.0)))
+        let mut reach = (1.0_f64, 1.0_f64);
+        for explained in self.explained() {
+            reach = (reach.0.min(explained), reach.1.max(explained));
+        }
+        Some((low * reach.0, high * reach.1))
+    }
+
+    /// By what the ratio may have to be multiplied to be without what the machine did: if the row was as sensitive to that as a row
+    /// may be, and if the machine did as much as it may have done by what is known.
+    fn explained(&self) -> Vec<f64> {
+        let speed = speed(self.old.unit);
+        let known = self.machine.into_iter().flat_map(|machine| {
+            let (low, high) = machine.interval.unwrap_or((machine.ratio, machine.ratio));
+            [machine.ratio.powf(SENSITIVITY), low, high]
+        });
+        known.map(|slower| slower.powf(-speed)).collect()
     }
 }
 

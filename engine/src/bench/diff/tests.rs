@@ -147,6 +147,20 @@ fn a_step_between_sessions_is_the_machines() {
     assert!(found <= 1, "{found} of {tries} tries");
 }
 
+/// A host whose own work was uneven does not tell whether the machine became slower, so it may have.
+#[test]
+fn an_uneven_machine_excuses_more() {
+    let mut draw = Draw::new(23);
+    let uneven: Vec<f64> = (0..30).map(|run| if run % 2 == 0 { 5.0 } else { 15.0 }).collect();
+    let before = report(vec![series(0, times(&mut draw, 30, 10.0)), host(uneven.clone())]);
+    let after = report(vec![series(0, times(&mut draw, 30, 14.0)), host(uneven)]);
+    assert_eq!(compare(&before, &after).changes[0].verdict, Verdict::Same);
+    let even = || host(vec![5.0; 30]);
+    let before = report(vec![series(0, times(&mut draw, 30, 10.0)), even()]);
+    let after = report(vec![series(0, times(&mut draw, 30, 14.0)), even()]);
+    assert_eq!(compare(&before, &after).changes[0].verdict, Verdict::Worse);
+}
+
 /// What a workload takes of memory has nothing to do with how fast the machine is.
 #[test]
 fn bytes_are_not_excused_by_a_slow_machine() {
