@@ -71,6 +71,27 @@ pub(crate) fn remove(path: &Path) -> Result<bool, Error> {
     }
 }
 
+/// Removes a directory in which there is nothing but what writers have left that were killed; whether it is gone.
+pub(crate) fn remove_empty_directory(path: &Path) -> Result<bool, Error> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(source) if is_absent(&source) => return Ok(true),
+        Err(source) => return Err(error("list", path)(source)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(error("list", path))?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            return Ok(false);
+        }
+        remove(&entry.path())?;
+    }
+    match fs::remove_dir(path) {
+        Ok(()) => Ok(true),
+        Err(source) if is_absent(&source) => Ok(true),
+        Err(source) => Err(error("remove", path)(source)),
+    }
+}
+
 /// `mkdir -p`, whatever the user's mask: the resolver gets into some of them as another user. Nobody else gets into the
 /// directory above them all.
 pub(crate) fn make_directory(path: &Path) -> Result<(), Error> {

@@ -345,9 +345,9 @@ impl Plane {
     /// Puts right what one has left that was killed on its way off networks, if any: rules of a network that nobody is on.
     fn clear(&self, networks: &[String], is_owned: Owners<'_>) -> Result<(), Error> {
         let is_left = |network: &String| {
-            Ok::<_, Error>(
-                self.has_record(network) && files::names(&self.directory(network), ".json")?.is_empty(),
-            )
+            let directory = self.directory(network);
+            let is_there = directory.exists() || self.has_record(network);
+            Ok::<_, Error>(is_there && files::names(&directory, ".json")?.is_empty())
         };
         for network in networks {
             if is_left(network)? {
@@ -468,19 +468,24 @@ impl Plane {
                 Socket::open()?.remove(&endpoint.interface)?;
             }
             files::remove(&path)?;
-            // Others may be on it.
-            let directory = self.live.join(network);
-            if std::fs::remove_dir(directory.join("endpoints")).is_ok() {
-                for name in resolver::start::FILES {
-                    files::remove(&directory.join(name))?;
-                }
-                // What was refused is kept as long as the network is.
-                let log = directory.join(resolver::process::LOG);
-                if std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() == 0) {
-                    files::remove(&log)?;
-                }
+            self.tidy(network)?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is there of a network because of members, if it has none.
+    fn tidy(&self, network: &str) -> Result<(), Error> {
+        let directory = self.live.join(network);
+        if files::remove_empty_directory(&directory.join(resolver::process::ENDPOINTS))? {
+            for name in resolver::start::FILES {
+                files::remove(&directory.join(name))?;
             }
-            let _ = std::fs::remove_dir(directory);
+            // What was refused is kept as long as the network is.
+            let log = directory.join(resolver::process::LOG);
+            if std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() == 0) {
+                files::remove(&log)?;
+            }
+            files::remove_empty_directory(&directory)?;
         }
         Ok(())
     }

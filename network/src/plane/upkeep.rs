@@ -187,9 +187,7 @@ impl Plane {
 
     fn remove_record(&self, network: &str) -> Result<(), Error> {
         files::remove(&self.record_path(network))?;
-        // Something else may be in it: what was refused to members.
-        let _ = std::fs::remove_dir(self.live.join(network));
-        Ok(())
+        self.tidy(network)
     }
 
     /// Whether a supervisor was killed and has left its memberships.

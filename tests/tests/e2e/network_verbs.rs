@@ -225,7 +225,7 @@ both_modes! {
         assert_eq!(shown("MacAddress")?, "02:00:00:00:00:09");
         let mac = rvm.call(["exec", "late", "cat", "/sys/class/net/eth1/address"])?.ok().text();
         assert_eq!(mac, "02:00:00:00:00:09");
-        let found = rvm.run(["--network", "more", BUSYBOX, "ping", "-c", "1", "third"])?.ok();
+        let found = rvm.run(["--network", "more", BUSYBOX, "ping", "-4", "-c", "1", "third"])?.ok();
         assert!(found.text().contains("10.97.0.9"), "{}", found.describe());
         rvm.remove_containers()?;
         rvm.call(["network", "rm", "more"])?.ok();

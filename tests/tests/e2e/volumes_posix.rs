@@ -185,12 +185,13 @@ both_modes! {
             ensure!(data.join("passwd").exists() && !rvm.root().join("volumes/early/filling").exists(), "{mount}");
             let target = "user:/etc/own";
             if mount.ends_with(":ro") {
+                // It cannot be started either, as with Docker: there is no place for its own /etc/hosts.
                 ensure!(rvm.call(["cp", &file.display().to_string(), target])?.code != 0);
             } else {
                 rvm.call(["cp", &file.display().to_string(), target])?.ok();
                 assert_eq!(fs::read_to_string(data.join("own"))?, "copied\n");
+                ensure!(rvm.call(["start", "-a", "user"])?.ok().text().contains("root:x:0:0"));
             }
-            ensure!(rvm.call(["start", "-a", "user"])?.ok().text().contains("root:x:0:0"));
             rvm.call(["rm", "user"])?.ok();
             remove(rvm, "early")?;
         }
