@@ -112,10 +112,10 @@ fn place(root: &Root, path: &Path) -> Result<OwnedFd, root::Error> {
     root.open_or_create(&path, Target::File)
 }
 
-/// A file system without such marks has a file more to show.
+/// A file system without such marks, or that refuses them to a guest as a volume's does, has a file more to show.
 fn mark(path: &Path) -> Result<(), root::Error> {
     match rustix::fs::lsetxattr(path, MOUNT_POINT, b"y", XattrFlags::empty()) {
-        Ok(()) | Err(Errno::NOTSUP) => Ok(()),
+        Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => Ok(()),
         Err(error) => Err(root::Error::Create {
             path: path.into(),
             source: error.into(),
