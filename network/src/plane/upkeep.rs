@@ -72,7 +72,6 @@ impl Plane {
     /// Makes the host what it has to be for all networks, whatever it is now, after members without an owner were removed.
     pub(super) fn make_true(&self, guard: &Guard, is_owned: Owners<'_>) -> Result<(), Error> {
         let living = self.living(is_owned)?;
-        self.bridges(&living)?;
         let (mut known, mut trusted) = (Vec::new(), true);
         for network in files::names(&self.live, "")? {
             match self.known(&network)? {
@@ -87,6 +86,7 @@ impl Plane {
                 .find(|known| known.definition.id == live.definition.id);
             self.write_record(false, &union(before, live))?;
         }
+        self.bridges(&living)?;
         let table = self.table();
         match nft(&rules::rebuild(&table, &known, &living, trusted), &guard.0) {
             // It is not what any rvm has made.
@@ -111,9 +111,9 @@ impl Plane {
     fn change(&self, guard: &Guard, changes: &[(&str, Option<Live>, Option<Live>)]) -> Result<(), Error> {
         for (_, before, after) in changes {
             if let Some(live) = after {
-                let before = before.as_ref();
+                // Before there is a bridge, so that it goes if this is killed.
+                self.write_record(false, &union(before.as_ref(), live))?;
                 ensure_bridge(&mut Socket::open()?, &live.definition)?;
-                self.write_record(false, &union(before, live))?;
             } else if let Some(live) = before {
                 self.write_record(false, live)?;
             }
@@ -139,10 +139,11 @@ impl Plane {
             match after {
                 Some(live) => self.write_record(true, live)?,
                 None => {
-                    self.remove_record(network)?;
+                    // The record last, so that what this leaves if it is killed is known.
                     if let Some(live) = before {
                         Socket::open()?.remove(&live.definition.bridge)?;
                     }
+                    self.remove_record(network)?;
                 }
             }
         }
