@@ -342,12 +342,14 @@ impl Plane {
         self.settle(&guard, on.iter().map(|network| network.as_str()), is_owned)
     }
 
-    /// Puts right what one has left that was killed on its way off networks, if any: rules of a network that nobody is on.
+    /// Puts right what one has left that was killed on its way to networks or off them, if any: what there is of a network that
+    /// nobody is on.
     fn clear(&self, networks: &[String], is_owned: Owners<'_>) -> Result<(), Error> {
         let is_left = |network: &String| {
-            let directory = self.directory(network);
-            let is_there = directory.exists() || self.has_record(network);
-            Ok::<_, Error>(is_there && files::names(&directory, ".json")?.is_empty())
+            let (whole, members) = (self.live.join(network), self.directory(network));
+            let is_new = whole.is_dir() && files::names(&whole, "")?.is_empty();
+            let is_there = is_new || members.exists() || self.has_record(network);
+            Ok::<_, Error>(is_there && files::names(&members, ".json")?.is_empty())
         };
         for network in networks {
             if is_left(network)? {
