@@ -62,6 +62,28 @@ fn together(rvm: &Rvm, script: impl Fn(&str) -> String) -> Result<()> {
 }
 
 both_modes! {
+    fn a_directory_lists_itself_and_the_one_above(rvm) {
+        const FILES: usize = 300;
+        let data = volume(rvm, "listed")?;
+        fs::create_dir(data.join("inner"))?;
+        for number in 0..FILES {
+            fs::write(data.join("inner").join(number.to_string()), "")?;
+        }
+        pair(rvm, "listed")?;
+        for name in ["here", "there"] {
+            let listed = said(rvm, name, "ls -ia /data/inner")?;
+            let listed: Vec<Vec<_>> = listed.lines().map(|line| line.split_whitespace().collect()).collect();
+            assert_eq!(listed.len(), FILES + 2, "{name}");
+            let number = |of: &str| -> Result<String> { Ok(fs::metadata(data.join(of))?.ino().to_string()) };
+            for (entry, of) in [(".", "inner"), ("..", ""), ("0", "inner/0")] {
+                let number = number(of)?;
+                ensure!(listed.contains(&vec![number.as_str(), entry]), "{name}: {entry} is not {number}: {listed:?}");
+            }
+        }
+        remove_pair(rvm)?;
+        remove(rvm, "listed")?;
+    }
+
     fn no_appended_record_is_lost(rvm) {
         const RECORDS: usize = 2000;
         let data = volume(rvm, "appended")?;

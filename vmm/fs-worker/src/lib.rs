@@ -3,12 +3,13 @@
 //!
 //! What a request means is left to `fuse-backend-rs`, which follows names one at a time from directories that it has
 //! open, follows no link, and opens nothing but files and directories. Around it stands what it leaves to its users:
-//! [`request`] lets only whole requests of known kinds reach it, [`share`] answers what it has no answer for, `locks` does what it does not do, and
-//! [`confine`] sees to it that there is nothing to be reached beside the directory.
+//! [`request`] lets only whole requests of known kinds reach it, [`share`] answers what it has no answer for, `locks` does what it does not do, `listing` adds what
+//! it leaves out, and [`confine`] sees to it that there is nothing to be reached beside the directory.
 
 #![deny(unsafe_code)]
 
 pub mod confine;
+mod listing;
 mod locks;
 pub mod request;
 pub mod share;

@@ -20,6 +20,7 @@ pub(crate) const RELEASE: u32 = 18;
 pub(crate) const FLUSH: u32 = 25;
 pub(crate) const INIT: u32 = 26;
 pub(crate) const OPENDIR: u32 = 27;
+pub(crate) const READDIR: u32 = 28;
 pub(crate) const GETLK: u32 = 31;
 pub(crate) const SETLK: u32 = 32;
 pub(crate) const SETLKW: u32 = 33;
@@ -27,6 +28,7 @@ pub(crate) const CREATE: u32 = 35;
 pub(crate) const INTERRUPT: u32 = 36;
 pub(crate) const DESTROY: u32 = 38;
 pub(crate) const BATCH_FORGET: u32 = 42;
+pub(crate) const READDIRPLUS: u32 = 44;
 pub(crate) const SYNCFS: u32 = 50;
 
 /// Longest value and longest list of extended attributes (include/uapi/linux/limits.h).
@@ -130,7 +132,7 @@ const SHAPES: &[Shape] = &[
         ..reads(INIT, 16, 0)
     },
     reads(OPENDIR, 8, 0),
-    reads(28, 40, 0), // READDIR
+    reads(READDIR, 40, 0),
     reads(29, 24, 0), // RELEASEDIR
     reads(30, 16, 0), // FSYNCDIR
     reads(GETLK, 48, 0),
@@ -145,7 +147,7 @@ const SHAPES: &[Shape] = &[
         ..reads(BATCH_FORGET, 8, 0)
     },
     changes(43, 32, 0), // FALLOCATE
-    reads(44, 40, 0),   // READDIRPLUS
+    reads(READDIRPLUS, 40, 0),
     changes(45, 16, 2), // RENAME2
     reads(46, 24, 0),   // LSEEK
     reads(SYNCFS, 8, 0),

@@ -29,8 +29,11 @@ use rvm_vmm::devices::virtio::fs::{MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER
 use vm_memory::ByteValued as _;
 
 use crate::confine::Room;
-use crate::locks::{Asked, Locks, Outcome};
-use crate::request::{DESTROY, FLUSH, GETLK, INIT, INTERRUPT, RELEASE, Request, SETLK, SETLKW, SYNCFS};
+use crate::listing;
+use crate::locks::{self, Locks, Outcome};
+use crate::request::{
+    DESTROY, FLUSH, GETLK, INIT, INTERRUPT, READDIR, READDIRPLUS, RELEASE, Request, SETLK, SETLKW, SYNCFS,
+};
 
 /// The oldest minor version of the protocol that is spoken, of Linux 5.4, the first with this device.
 const OLDEST_MINOR: u32 = 31;
@@ -189,6 +192,7 @@ impl Share {
                 send_answer(socket, id, result.err().map_or(0, Errno::raw_os_error), &[])
             }
             GETLK | SETLK | SETLKW => self.lock(socket, &request),
+            READDIR | READDIRPLUS => self.list(socket, &request),
             // What was asked for cannot be taken back: Linux does not even say so to a virtio device.
             INTERRUPT => Ok(()),
             opcode => {
@@ -216,7 +220,7 @@ impl Share {
 
     fn lock(&self, socket: BorrowedFd<'_>, request: &Request<'_>) -> Result<(), Errno> {
         let (id, node) = (request.id, request.node());
-        let Some(asked) = Asked::parse(node, request.body()) else {
+        let Some(asked) = locks::Asked::parse(node, request.body()) else {
             return send_answer(socket, id, libc::EINVAL, &[]);
         };
         let open = || self.open_for_locks(node);
@@ -229,6 +233,19 @@ impl Share {
         match self.locks.set((id, asked), request.opcode == SETLKW, open) {
             Outcome::Answer(error) => send_answer(socket, id, error, &[]),
             Outcome::Later => Ok(()),
+        }
+    }
+
+    fn list(&self, socket: BorrowedFd<'_>, request: &Request<'_>) -> Result<(), Errno> {
+        let listed = listing::Asked::parse(request.node(), request.body())
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+            .and_then(|asked| listing::list(&self.files, asked, request.opcode == READDIRPLUS));
+        match listed {
+            Ok(entries) => send_answer(socket, request.id, 0, &entries),
+            Err(error) => {
+                let error = error.raw_os_error().unwrap_or(libc::EIO);
+                send_answer(socket, request.id, error, &[])
+            }
         }
     }
 

@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rvm_vmm::devices::virtio::fs::IN_HEADER_BYTES;
 
 use super::*;
-use crate::request::{CREATE, GETXATTR, OPEN, OPENDIR, READ, SYMLINK, WRITE, shape_of};
+use crate::request::{CREATE, GETXATTR, OPEN, OPENDIR, READ, READDIR, READDIRPLUS, SYMLINK, WRITE, shape_of};
 
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
@@ -19,7 +19,6 @@ const UNLINK: u32 = 10;
 const LINK: u32 = 13;
 const STATFS: u32 = 17;
 const FSYNC: u32 = 20;
-const READDIRPLUS: u32 = 44;
 const RENAME2: u32 = 45;
 const LSEEK: u32 = 46;
 const ROOT: u64 = 1;
@@ -435,37 +434,90 @@ fn files_are_files() {
     assert_eq!(driver.ask(39, node, &[0; 32]), Err(libc::ENOSYS));
 }
 
+/// One entry of a list.
+#[derive(Debug, PartialEq, Eq)]
+struct Listed {
+    name: String,
+    ino: u64,
+    offset: u64,
+}
+
+impl Driver {
+    /// Everything in a directory, from `offset` on, as it comes in answers of at most so many bytes.
+    fn list(&mut self, node: u64, plus: bool, size: u32, mut offset: u64) -> Result<Vec<Listed>, i32> {
+        let handle = u64_at(&self.ask(OPENDIR, node, &[0; 8])?, 0);
+        let (opcode, ahead) = if plus { (READDIRPLUS, 128) } else { (READDIR, 0) };
+        let mut entries = Vec::new();
+        loop {
+            let mut body = [handle.to_le_bytes(), offset.to_le_bytes()].concat();
+            body.extend(words(&[size, 0, 0, 0, 0, 0]));
+            let listed = self.ask(opcode, node, &body)?;
+            assert!(listed.len() <= size as usize);
+            let mut rest = listed.as_slice();
+            if rest.is_empty() {
+                return Ok(entries);
+            }
+            while !rest.is_empty() {
+                let (attributes, entry) = rest.split_at(ahead);
+                let length = u32_at(entry, 16) as usize;
+                let name = String::from_utf8(entry[24..24 + length].to_vec()).unwrap();
+                let ino = u64_at(entry, 0);
+                offset = u64_at(entry, 8);
+                if plus && name.starts_with("file") {
+                    assert_eq!(Entry::parse(attributes).size, 1);
+                }
+                entries.push(Listed { name, ino, offset });
+                rest = &rest[(ahead + 24 + length).next_multiple_of(8)..];
+            }
+        }
+    }
+}
+
 #[test]
-fn directories_are_listed_with_attributes() {
+fn directories_are_listed_as_they_are_on_the_host() {
     // Each that the driver knows of is an open file.
     crate::confine::limit_descriptors().unwrap();
     let mut driver = Driver::new();
     for index in 0..10_000 {
         fs::write(driver.path(&format!("file-{index}")), "x").unwrap();
     }
-    let handle = u64_at(&driver.ask(OPENDIR, ROOT, &[0; 8]).unwrap(), 0);
-    let (mut offset, mut names) = (0_u64, Vec::new());
-    loop {
-        let mut body = [handle.to_le_bytes(), offset.to_le_bytes()].concat();
-        body.extend(words(&[4096, 0, 0, 0, 0, 0]));
-        let listed = driver.ask(READDIRPLUS, ROOT, &body).unwrap();
-        assert!(listed.len() <= 4096);
-        let mut rest = listed.as_slice();
-        if rest.is_empty() {
-            break;
-        }
-        while !rest.is_empty() {
-            let (entry, entry_behind) = rest.split_at(128);
-            assert_eq!(Entry::parse(entry).size, 1);
-            let length = u32_at(entry_behind, 16) as usize;
-            offset = u64_at(entry_behind, 8);
-            names.push(entry_behind[24..24 + length].to_vec());
-            rest = &rest[(128 + 24 + length).next_multiple_of(8)..];
-        }
+    for plus in [true, false] {
+        let listed = driver.list(ROOT, plus, 4096, 0).unwrap();
+        let mut names: Vec<_> = listed.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(names[..2], [".", ".."]);
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!((listed.len(), names.len()), (10_002, 10_002));
     }
-    names.sort();
-    names.dedup();
-    assert_eq!(names.len(), 10_000);
+}
+
+#[test]
+fn a_directory_and_the_one_above_are_in_the_list() {
+    let mut driver = Driver::new();
+    fs::create_dir_all(driver.path("directory/inner")).unwrap();
+    fs::write(driver.path("directory/file"), "x").unwrap();
+    let number = |driver: &Driver, name: &str| fs::metadata(driver.path(name)).unwrap().ino();
+    let (top, directory) = (number(&driver, ""), number(&driver, "directory"));
+    let node = driver.lookup(ROOT, "directory").unwrap().node;
+    let inner = driver.lookup(node, "inner").unwrap().node;
+    for plus in [true, false] {
+        // Nobody hears of what is above the share, its number included.
+        let of = |entries: &[Listed]| [entries[0].ino, entries[1].ino];
+        assert_eq!(of(&driver.list(ROOT, plus, 4096, 0).unwrap()), [top, top]);
+        let all = driver.list(node, plus, 4096, 0).unwrap();
+        assert_eq!(of(&all), [directory, top]);
+        assert_eq!(all.len(), 4);
+        let own = driver.list(inner, plus, 4096, 0).unwrap();
+        assert_eq!((of(&own)[1], own.len()), (directory, 2));
+        // From behind any entry, and with room for one at a time.
+        let one = if plus { 168 } else { 40 };
+        assert_eq!(driver.list(node, plus, one, 0).unwrap(), all);
+        for (index, entry) in all.iter().enumerate() {
+            let rest = driver.list(node, plus, 4096, entry.offset).unwrap();
+            assert_eq!(rest, all[index + 1..], "{entry:?}");
+        }
+        assert_eq!(driver.list(node, plus, 8, 0), Err(libc::EINVAL));
+    }
 }
 
 #[test]
