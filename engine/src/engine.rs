@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::File;
 use std::io;
-use std::num::NonZero;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -25,7 +24,7 @@ use crate::control::{self, Connection, Event};
 use crate::files::FilesError;
 use crate::inspect::{self, Inspection};
 use crate::life::{LifeError, RELEASE_LIMIT};
-use crate::limits::{machine_memory, virtual_cpus};
+use crate::limits::{available_cpus, default_vcpus, machine_memory, virtual_cpus};
 use crate::mounts::{Decided, MountError, MountPoint, Wishes};
 use crate::network::{self, Mode, Networking};
 use crate::record::{
@@ -35,9 +34,6 @@ use crate::restart::{Policy, Restarts};
 use crate::store::{self, Owned, Store};
 use crate::supervisor::{self, ClientStreams, Handoff, Invocation, Wanted};
 use crate::{Layout, cgroup, config, disk, health, kvm, layout, memory, names, ports, probe, spec, volumes};
-
-/// Virtual CPUs where nobody asked for a number.
-const DEFAULT_VCPUS: u8 = 4;
 
 /// CONFIG_NR_CPUS of the guest kernel.
 pub(crate) const MAX_VCPUS: u8 = 64;
@@ -359,7 +355,7 @@ impl Engine {
 
     /// Checks that this machine can do what is asked, and decides on the size of a virtual machine.
     fn require(&self, request: &Request) -> Result<Option<Machine>, Error> {
-        let available = thread::available_parallelism().map_or(1, NonZero::get) as u64;
+        let available = available_cpus();
         let wanted = request.options.limits.cpus.map(spec::Cpus::whole);
         if let Some(wanted) = wanted.filter(|wanted| *wanted > available) {
             return Err(Error::TooManyCpus { wanted, available });
@@ -381,14 +377,13 @@ impl Engine {
                     .try_for_each(|asset| asset.find().map(drop))?;
                 kvm::require(&self.layout)?;
                 disk::prepare(&self.layout.cache())?;
-                let vcpus = wanted.unwrap_or(available.min(DEFAULT_VCPUS.into()));
                 let limit = request
                     .options
                     .limits
                     .memory_bytes
                     .unwrap_or_else(memory::default_limit);
                 let memory_mib = machine_memory(limit)?;
-                let vcpus = virtual_cpus(vcpus)?;
+                let vcpus = wanted.map_or_else(|| Ok(default_vcpus()), virtual_cpus)?;
                 Ok(Some(Machine { vcpus, memory_mib }))
             }
         }

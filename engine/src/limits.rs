@@ -15,6 +15,9 @@ use crate::spec::{self, Changes};
 use crate::store::Owned;
 use crate::workload::has_workload;
 
+/// Virtual CPUs where nobody asked for a number.
+const DEFAULT_VCPUS: u8 = 4;
+
 /// What a virtual machine that runs cannot have, because it was not made for it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Misfit {
@@ -150,6 +153,16 @@ fn rewrite(owned: &Owned, changes: &Changes) -> Result<(), Error> {
         owned.write_record(&record)?;
     }
     Ok(())
+}
+
+/// Processors that this process may use.
+pub(crate) fn available_cpus() -> u64 {
+    thread::available_parallelism().map_or(1, NonZero::get) as u64
+}
+
+/// Virtual CPUs of a machine of which nobody has said how many it is to have.
+pub(crate) fn default_vcpus() -> u8 {
+    u8::try_from(available_cpus()).map_or(DEFAULT_VCPUS, |available| available.min(DEFAULT_VCPUS))
 }
 
 /// Virtual CPUs of a machine that is to have so many.

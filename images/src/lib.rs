@@ -36,7 +36,7 @@ pub use change::{Change, ChangeError};
 pub use digest::{Digest, DigestError};
 pub use image::{Healthcheck, Image, LayerFile, RootDirectory};
 pub use platform::{Platform, PlatformError};
-pub use program::{ProgramError, has_in_root, program_layer};
+pub use program::{ProgramError, archive_layer, has_in_root, program_layer};
 pub use reference::{Reference, ReferenceError};
 pub use registry::{Kept, LoginError, Registries, RegistryName, RegistryNameError, log_in, log_out};
 pub use store::{

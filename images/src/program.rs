@@ -1,7 +1,7 @@
-//! A layer with one program in it, made of a file of this machine and not of anybody's blob.
+//! Layers that are made of files of this machine and not of anybody's blob: one program, or an archive.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rvm_tar as tar;
@@ -44,7 +44,15 @@ pub fn program_layer(program: &Path, name: &str, image: File) -> Result<u64, Pro
         return Err(ProgramError::TooLong(program.to_owned()));
     }
     let archive = archive(name, &bytes).map_err(ProgramError::Write)?;
-    let mut stream = tar::Reader::new(tar::Forward(archive.as_slice()));
+    archive_layer(archive.as_slice(), image)
+}
+
+/// Writes the EROFS image of a layer that has what is in a tar stream into the empty file `image`. Returns its length in bytes.
+///
+/// # Errors
+/// As [`ProgramError`] says.
+pub fn archive_layer(archive: impl Read, image: File) -> Result<u64, ProgramError> {
+    let mut stream = tar::Reader::new(tar::Forward(archive));
     let finished = rootfs::read_layer(&mut stream, image)
         .and_then(|unfinished| unfinished.finish(&Lower::new(Vec::new())));
     let file = finished.map_err(|error| ProgramError::Convert(Box::new(error)))?;

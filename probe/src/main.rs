@@ -10,9 +10,10 @@ mod work;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use rustix::system::RebootCommand;
 use rvm_probe::{crash, facts, print, sample};
 
-const USAGE: &str = "usage: rvm-probe facts|nothing|wait|write BYTES|sample|crash|work NAME (rvm runs it in containers that it compares and measures)";
+const USAGE: &str = "usage: rvm-probe facts|nothing|wait|write BYTES|sample|crash|work NAME|boot NAME (rvm runs it in containers that it compares and measures)";
 
 fn main() -> ExitCode {
     match run() {
@@ -35,8 +36,17 @@ fn run() -> Result<()> {
         ["sample"] => sample::run(),
         ["crash"] => crash::run(),
         ["work", words @ ..] => work::run(words),
+        ["boot", words @ ..] => boot(words),
         _ => bail!(USAGE),
     }
+}
+
+/// Works as the only program of a virtual machine, which ends with it. A container may not do that.
+fn boot(words: &[&str]) -> Result<()> {
+    work::run(words)?;
+    // What was printed may still be in the serial port's buffer.
+    rustix::termios::tcdrain(std::io::stdout())?;
+    Ok(rustix::system::reboot(RebootCommand::Restart)?)
 }
 
 /// Writes so many bytes to a new file, and has them reach the disk.

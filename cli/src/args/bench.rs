@@ -12,7 +12,7 @@ pub(super) const BENCH_EXAMPLES: &str = "\
 Examples:
   rvm bench debian                                           every suite; prints a table
   rvm bench --suite startup,memory --runs 50 debian
-  rvm bench --suite startup --also crun,podman debian        beside other programs, if they are installed
+  rvm bench --suite startup --also crun,qemu debian          beside other programs, if they are installed
   rvm bench --pin 2,3 --json a.json --html report.html debian
   rvm bench diff a.json b.json                               what has changed between two reports
 
@@ -63,7 +63,7 @@ pub(crate) struct Measured {
     /// Runs before those, which do not count
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(0..=1000))]
     pub(crate) warm_up: usize,
-    /// Programs to measure as well in the startup suite: crun, runc, podman
+    /// Programs to measure as well in the startup suite: crun, runc, podman, firecracker, qemu
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) also: Vec<Subject>,
     /// Containers that are run at the same time in memory and density

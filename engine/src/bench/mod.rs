@@ -170,7 +170,7 @@ pub fn measure(engine: &Engine, plan: &Plan, surroundings: Surroundings) -> Resu
         plan,
         run,
         peers: (!plan.also.is_empty())
-            .then(|| Peers::prepare(engine, plan))
+            .then(|| Peers::prepare(engine, plan, &image.id))
             .transpose()?,
         starts: Vec::new(),
         exposures: Vec::new(),

@@ -123,9 +123,9 @@ pub enum Subject {
     Runc,
     /// podman, with the same image.
     Podman,
-    /// Firecracker.
+    /// Firecracker, with the same files and rvm's guest kernel.
     Firecracker,
-    /// QEMU.
+    /// QEMU, likewise.
     Qemu,
     /// The host itself, without any isolation: a fixed piece of work that tells what the machine did meanwhile.
     Host,
@@ -156,6 +156,14 @@ impl Subject {
             Self::Firecracker => "firecracker",
             Self::Qemu => "qemu",
             Self::Host => "host",
+        }
+    }
+
+    /// How a workload's text comes out: a monitor shows what was written to a terminal, whose lines end with both characters.
+    pub(super) fn on_its_output(self, text: &str) -> String {
+        match self {
+            Self::Firecracker | Self::Qemu => text.replace('\n', "\r\n"),
+            _ => text.to_owned(),
         }
     }
 

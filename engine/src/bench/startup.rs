@@ -37,7 +37,7 @@ pub(super) struct Timed {
 /// One run.
 pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     let command = bench.command(subject)?;
-    let timed = time(command, OUTPUT)?;
+    let timed = time(command, &subject.on_its_output(OUTPUT))?;
     let mut samples = vec![
         Sample::new("total", milliseconds(timed.total_us)),
         Sample::new("output", milliseconds(timed.output_us)),

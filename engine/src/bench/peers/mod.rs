@@ -1,8 +1,11 @@
 //! Other programs beside rvm in the startup suite, on the same files.
 //!
 //! crun and runc get the configuration that rvm makes for its own container, and its root file system, unpacked; podman gets
-//! the image as rvm saves it, in a storage of its own, and the probe as a mount. What is made for them is below one
-//! directory, which is locked meanwhile and removed at the end; what a measurement that was killed has left, the next removes.
+//! the image as rvm saves it, in a storage of its own, and the probe as a mount; other virtual machine monitors get those files as
+//! a disk. What is made for them is below one directory, which is locked meanwhile and removed at the end; what a measurement
+//! that was killed has left, the next removes.
+
+mod monitors;
 
 use std::fs::{self, File};
 use std::io;
@@ -12,7 +15,7 @@ use std::process::{Command, Stdio};
 
 use oci_spec::runtime::Spec;
 use rustix::fs::{FlockOperation, flock};
-use rvm_images::ArchiveKind;
+use rvm_images::{ArchiveKind, Digest};
 
 use super::plan::Subject;
 use super::{Error, Plan, WORDS, probed};
@@ -36,10 +39,8 @@ pub(super) struct Peers {
 
 impl Peers {
     /// Makes what these subjects need.
-    pub(super) fn prepare(engine: &Engine, plan: &Plan) -> Result<Self, Error> {
-        for subject in &plan.also {
-            possible(*subject)?;
-        }
+    pub(super) fn prepare(engine: &Engine, plan: &Plan, image: &Digest) -> Result<Self, Error> {
+        plan.also.iter().copied().try_for_each(possible)?;
         let directory = engine.layout().cache().join("bench");
         let lock = lock(&directory)?;
         let peers = Self {
@@ -47,19 +48,22 @@ impl Peers {
             _lock: lock,
         };
         peers.clean_up()?;
-        if plan.also.iter().any(|subject| is_runtime(*subject)) {
-            peers.unpack(engine, plan)?;
+        if plan.also.iter().any(|subject| *subject != Subject::Podman) {
+            peers.take_container(engine, plan)?;
         }
         if plan.also.contains(&Subject::Podman) {
-            peers.load(engine, plan)?;
+            peers.load(engine, image)?;
         }
         Ok(peers)
     }
 
     /// A command that runs the startup suite's workload.
     pub(super) fn command(&self, subject: Subject, plan: &Plan) -> Result<Command, Error> {
+        if is_monitor(subject) {
+            return monitors::command(subject, plan, &self.directory);
+        }
         if is_runtime(subject) {
-            let mut command = Command::new(subject.name());
+            let mut command = Command::new(program(subject));
             command
                 .arg("--root")
                 .arg(self.directory.join("state"))
@@ -109,15 +113,22 @@ impl Peers {
         command
     }
 
-    /// A bundle of the files and the configuration of a container that rvm would run.
-    fn unpack(&self, engine: &Engine, plan: &Plan) -> Result<(), Error> {
+    /// The files and the configuration of a container that rvm would run, as they are needed.
+    fn take_container(&self, engine: &Engine, plan: &Plan) -> Result<(), Error> {
         let mut request = probed(plan, Isolation::Container).probe(&WORDS);
         (request.open_stdin, request.stdin_once, request.auto_remove) = (false, false, false);
         let created = engine.create(&request)?;
         let id = created.id.clone();
         // Its files are read by others only where nobody owns it.
         drop(created);
-        let made = self.bundle_of(engine, &id);
+        let wanted = |is: fn(Subject) -> bool| plan.also.iter().any(|subject| is(*subject));
+        let bundle = || {
+            wanted(is_runtime)
+                .then(|| self.bundle_of(engine, &id))
+                .transpose()
+        };
+        let disk = || wanted(is_monitor).then(|| monitors::prepare(engine, &id, plan, &self.directory));
+        let made = bundle().and_then(|_| disk().transpose());
         let removed = engine.remove(&id, true, true);
         made?;
         removed?;
@@ -162,10 +173,11 @@ impl Peers {
     }
 
     /// The image as rvm saves it.
-    fn load(&self, engine: &Engine, plan: &Plan) -> Result<(), Error> {
+    fn load(&self, engine: &Engine, image: &Digest) -> Result<(), Error> {
         let path = self.directory.join("image.tar");
         let file = File::create(&path).map_err(failed(&path))?;
-        engine.save(std::slice::from_ref(&plan.image), ArchiveKind::Oci, file)?;
+        // By its ID: a name may stand for several tags, and podman takes an archive of one.
+        engine.save(&[image.to_string()], ArchiveKind::Oci, file)?;
         let loaded = run(self.podman().args(["load", "--input"]).arg(&path))?;
         fs::remove_file(&path).map_err(failed(&path))?;
         // `Loaded image: NAME`, or `Loaded image(s): NAME` of older ones; an ID where it has no name.
@@ -234,33 +246,36 @@ fn is_runtime(subject: Subject) -> bool {
     matches!(subject, Subject::Crun | Subject::Runc)
 }
 
-/// Whether it can be measured beside rvm, and is installed.
+/// Whether it is a virtual machine monitor.
+fn is_monitor(subject: Subject) -> bool {
+    matches!(subject, Subject::Firecracker | Subject::Qemu)
+}
+
+/// What is executed of it.
+fn program(subject: Subject) -> &'static str {
+    match subject {
+        Subject::Qemu => "qemu-system-x86_64",
+        _ => subject.name(),
+    }
+}
+
+/// Whether it is installed.
 fn possible(subject: Subject) -> Result<(), Error> {
-    let reason = match subject {
-        Subject::Firecracker | Subject::Qemu => {
-            "it boots no image by itself: with another kernel and another agent the numbers would be those of \
-             different work (docs/benchmarks.md has rvm's VMM beside it on one kernel)"
-        }
-        _ => {
-            let found = Command::new(subject.name())
-                .arg("--version")
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-            match found {
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    "it is not in PATH: install it, or leave it out of --also"
-                }
-                Err(error) => return Err(Error::Command(subject.name().to_owned(), error)),
-            }
-        }
-    };
-    Err(Error::Subject {
-        subject,
-        reason: reason.to_owned(),
-    })
+    let program = program(subject);
+    let found = Command::new(program)
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    match found {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Error::Subject {
+            subject,
+            reason: format!("{program} is not in PATH: install it, or leave it out of --also"),
+        }),
+        Err(error) => Err(Error::Command(program.to_owned(), error)),
+    }
 }
 
 /// A configuration as older programs take it, with this root directory and a cgroup that is not one of rvm's.
@@ -311,14 +326,5 @@ mod tests {
         });
         assert_eq!(for_others(spec, Path::new("/r")), Some(expected));
         assert_eq!(for_others(serde_json::json!({}), Path::new("/r")), None);
-    }
-
-    #[test]
-    fn what_boots_no_image_is_refused_with_the_reason() {
-        let error = possible(Subject::Qemu).unwrap_err().to_string();
-        assert!(
-            error.starts_with("qemu cannot be measured beside rvm: it boots no image"),
-            "{error}"
-        );
     }
 }
