@@ -480,6 +480,8 @@ impl Clients {
                 shared.execs -= 1;
             }
             clients.exec_ended.notify_all();
+            // It rests again. Where this fails, it does with more memory.
+            let _ = rvm_isolation::release_program_pages();
         });
         Ok(())
     }
