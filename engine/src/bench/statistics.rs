@@ -54,6 +54,15 @@ impl Summary {
         let (low, high) = interval(RESAMPLES, CONFIDENCE, |draw| draw.median(&sorted))?;
         let median = quantile(&sorted, 0.5)?;
         let factor = widening(dependence(samples)).sqrt();
+        // By proportion where all are more than nothing, so that no bound of times or sizes comes to be less.
+        let positive = sorted.first().is_some_and(|least| *least > 0.0);
+        let widen = |bound: f64| {
+            if positive {
+                median * (bound / median).powf(factor)
+            } else {
+                (bound - median).mul_add(factor, median)
+            }
+        };
         Some(Self {
             n: sorted.len(),
             min: *sorted.first()?,
@@ -62,8 +71,8 @@ impl Summary {
             p95: quantile(&sorted, 0.95)?,
             p99: quantile(&sorted, 0.99)?,
             max: *sorted.last()?,
-            low: median - (median - low) * factor,
-            high: median + (high - median) * factor,
+            low: widen(low),
+            high: widen(high),
         })
     }
 }

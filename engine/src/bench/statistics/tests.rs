@@ -46,6 +46,20 @@ fn of_nothing_there_is_no_summary() {
 }
 
 #[test]
+fn no_bound_of_times_is_less_than_none() {
+    let drifting = [1.0, 20.0, 50.0, 100.0, 120.0, 130.0];
+    let summary = Summary::of(&drifting).unwrap();
+    assert!(
+        dependence(&drifting) > 0.5 && summary.low > 0.0 && summary.low < 20.0,
+        "{summary:?}"
+    );
+    // What may be less, as a difference may, is widened by as much on both sides.
+    let differences = drifting.map(|sample| sample - 75.0);
+    let summary = Summary::of(&differences).unwrap();
+    assert!(summary.low < -75.0 && summary.high > 55.0, "{summary:?}");
+}
+
+#[test]
 fn the_same_samples_have_the_same_interval() {
     let samples: Vec<f64> = (1..=30).map(f64::from).collect();
     let summary = Summary::of(&samples).unwrap();
