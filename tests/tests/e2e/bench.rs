@@ -339,8 +339,15 @@ fn what_cannot_be_measured_is_refused_before_anything_is() -> Result<()> {
     in_mode(Isolation::Container, |rvm: &Rvm| {
         let started = |arguments: &[&str]| bench(rvm, arguments);
         started(&["--suite", "startup,nothing"])?.failed(125, &["nothing", "startup, memory"]);
-        started(&["--suite", "startup", "--also", "qemu"])?
-            .failed(1, &["qemu cannot be measured", "boots no image"]);
+        for (name, program) in [("qemu", "qemu-system-x86_64"), ("firecracker", "firecracker")] {
+            let mut command = rvm.command(["bench", "--suite", "startup", "--also", name, BUSYBOX])?;
+            command.env("PATH", "/nowhere");
+            let expected = [
+                format!("{name} cannot be measured"),
+                format!("{program} is not in PATH"),
+            ];
+            finish(command, LIMIT)?.failed(1, &[&expected[0], &expected[1]]);
+        }
         started(&["--pin", "4000"])?.failed(1, &["available"]);
         started(&["--pin", "none"])?.failed(1, &["no list of CPUs"]);
         started(&["--json", "/nowhere/a.json"])?.failed(1, &["cannot write /nowhere/a.json"]);
