@@ -83,7 +83,7 @@ const fn row(suite: Suite, id: &'static str, title: &'static str, unit: Unit, be
 }
 
 /// Every row, in the order in which they are shown; of phases, see [`phase`].
-const ROWS: [Row; 58] = [
+const ROWS: [Row; 60] = [
     row(
         Startup,
         "total",
@@ -246,8 +246,22 @@ const ROWS: [Row; 58] = [
     ),
     row(
         Disk,
+        "random-read-4k-32",
+        "random read, 4 KiB, direct, by 32 threads",
+        Nanoseconds,
+        Less,
+    ),
+    row(
+        Disk,
         "random-write-4k",
         "random write, 4 KiB, direct, depth 1",
+        Nanoseconds,
+        Less,
+    ),
+    row(
+        Disk,
+        "random-write-4k-32",
+        "random write, 4 KiB, direct, by 32 threads",
         Nanoseconds,
         Less,
     ),
@@ -460,11 +474,13 @@ pub(super) const SYSCALL: [Expected; 8] = [
     counted("page-fault", 16_384),
 ];
 
-pub(super) const DISK: [Expected; 9] = [
+pub(super) const DISK: [Expected; 11] = [
     expected("write-128k", 64 << 20, 16_384),
     expected("read-128k", 64 << 20, 16_384),
     counted("random-read-4k", 1000),
+    counted("random-read-4k-32", 1000),
     counted("random-write-4k", 1000),
+    counted("random-write-4k-32", 1000),
     counted("fsync", 100),
     counted("create", 1000),
     counted("stat", 1000),

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::OFlags;
@@ -16,6 +17,8 @@ const LARGE: usize = 128 << 10;
 const SMALL: usize = 4 << 10;
 /// Blocks that are read and written at random.
 const RANDOM: u64 = 1000;
+/// As many of those are on their way at once, each by a thread of its own.
+const DEPTH: usize = 32;
 /// Small writes, each of which is waited for.
 const SYNCS: u64 = 100;
 const FILES: u64 = 1000;
@@ -44,8 +47,16 @@ pub(super) fn measure(directory: &str) -> Result<(Vec<Measure>, Option<&'static 
     forget(&path)?;
     measures.push(timed("read-128k", BYTES, || read_all(&path))?);
     let (file, note) = open_direct(&path)?;
-    measures.push(timed("random-read-4k", RANDOM, || random_read(&file))?);
-    measures.push(timed("random-write-4k", RANDOM, || random_write(&file))?);
+    for (id, depth) in [("random-read-4k", 1), ("random-read-4k-32", DEPTH)] {
+        measures.push(timed(id, RANDOM, || {
+            at_once(depth, |turns| random_read(&file, turns))
+        })?);
+    }
+    for (id, depth) in [("random-write-4k", 1), ("random-write-4k-32", DEPTH)] {
+        measures.push(timed(id, RANDOM, || {
+            at_once(depth, |turns| random_write(&file, turns))
+        })?);
+    }
     drop(file);
     measures.push(timed("fsync", SYNCS, || syncs(&directory.0.join("journal")))?);
     measures.extend(names(&directory.0)?);
@@ -150,26 +161,45 @@ fn open_direct(path: &Path) -> Result<(File, Option<&'static str>)> {
 }
 
 /// The same blocks in each run, without one twice: steps by a number that has no factor in common with theirs.
-fn chosen() -> Result<impl Iterator<Item = u64>> {
+fn chosen() -> Result<Numbers> {
     let blocks = BYTES / small()?;
-    Ok((0..RANDOM).map(move |turn| (turn * 7919 + 13) % blocks))
+    Ok((0..RANDOM).map(|turn| (turn * 7919 + 13) % blocks).collect())
 }
 
-fn random_read(file: &File) -> Result<u64> {
+type Numbers = Vec<u64>;
+
+/// Shares the chosen blocks out to so many threads, and sums what each comes to.
+fn at_once(depth: usize, work: impl Fn(Numbers) -> Result<u64> + Sync) -> Result<u64> {
+    let all = chosen()?;
+    thread::scope(|scope| {
+        let share = |first: usize| all.iter().skip(first).step_by(depth).copied().collect();
+        let threads: Vec<_> = (0..depth)
+            .map(|first| {
+                let (numbers, work): (Numbers, _) = (share(first), &work);
+                thread::Builder::new().spawn_scoped(scope, move || work(numbers))
+            })
+            .collect::<io::Result<_>>()?;
+        // A panic aborts the process, so joining cannot fail.
+        threads.into_iter().filter_map(|thread| thread.join().ok()).sum()
+    })
+}
+
+fn random_read(file: &File, numbers: Numbers) -> Result<u64> {
     let (small, mut block, mut right) = (small()?, Block::new(SMALL), 0);
-    for number in chosen()? {
+    for number in numbers {
         file.read_exact_at(block.content(), number * small)?;
         right += u64::from(block.holds(number));
     }
     Ok(right)
 }
 
-fn random_write(file: &File) -> Result<u64> {
+fn random_write(file: &File, numbers: Numbers) -> Result<u64> {
     let (small, mut block) = (small()?, Block::new(SMALL));
-    for number in chosen()? {
+    let count = numbers.len();
+    for number in numbers {
         file.write_all_at(block.fill(number), number * small)?;
     }
-    Ok(RANDOM)
+    Ok(u64::try_from(count)?)
 }
 
 /// Each waits until what it has appended is on the disk.
@@ -229,8 +259,17 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_shared_out_and_none_is_left_out() {
+        let counted = |depth| at_once(depth, |numbers| Ok(numbers.iter().sum()));
+        let all: u64 = chosen().unwrap().iter().sum();
+        assert_eq!((counted(1).unwrap(), counted(DEPTH).unwrap()), (all, all));
+        assert!(at_once(DEPTH, |numbers| Ok(u64::try_from(numbers.len())?)).unwrap() == RANDOM);
+        assert!(at_once(2, |_| anyhow::bail!("no")).is_err());
+    }
+
+    #[test]
     fn no_block_is_chosen_twice() {
-        let mut numbers: Vec<_> = chosen().unwrap().collect();
+        let mut numbers = chosen().unwrap();
         numbers.sort_unstable();
         numbers.dedup();
         assert_eq!(u64::try_from(numbers.len()).unwrap(), RANDOM);
