@@ -223,19 +223,16 @@ fn system_calls_are_counted_where_they_are_made() -> Result<()> {
 
 /// What both ends have counted and summed alike, and what programs inside have computed.
 #[test]
-fn networks_and_applications_are_measured() -> Result<()> {
+fn what_programs_inside_do_is_measured() -> Result<()> {
     in_mode(Isolation::Vm, |rvm: &Rvm| {
-        let json = directory("network")?.join("a.json");
-        bench(
-            rvm,
-            &["--suite", "network,apps", "--json", &json.to_string_lossy()],
-        )?
-        .ok();
+        let json = directory("inside")?.join("a.json");
+        let suites = "cpu,disk,network,apps";
+        bench(rvm, &["--suite", suites, "--json", &json.to_string_lossy()])?.ok();
         let report = read(&json)?;
         assert_eq!(report["failures"], serde_json::json!([]));
         for subject in ["vm", "container"] {
             let rows = medians(&report, subject)?;
-            assert_eq!(rows.len(), 8 + 4, "{rows:?}");
+            assert_eq!(rows.len(), 3 + 11 + 8 + 4, "{rows:?}");
             for (row, median) in &rows {
                 assert!(median.as_f64() > Some(0.0), "{row}: {rows:?}");
             }
