@@ -130,6 +130,20 @@ fn state() -> Result<String> {
     Ok(format!("{}\n{rules}", tool("ip", &["-br", "link"])?))
 }
 
+/// Fails, with the lines that only one of them has, where two texts differ.
+fn require_same(before: &str, after: &str) -> Result<()> {
+    let without = |text: &str, other: &str| -> Vec<String> {
+        let other: Vec<_> = other.lines().collect();
+        text.lines()
+            .filter(|line| !other.contains(line))
+            .map(str::to_owned)
+            .collect()
+    };
+    let (gone, new) = (without(before, after), without(after, before));
+    ensure!(before == after, "gone: {gone:#?}, new: {new:#?}");
+    Ok(())
+}
+
 both_modes! {
     fn containers_of_either_kind_reach_each_other_and_beyond(rvm) {
         let rvm = &rvm.connected();
@@ -254,9 +268,14 @@ both_modes! {
                 rvm.call([kind, "rm", "cycle"])?.ok();
             }
         }
-        wait_until("interfaces, rules and mounts are as they were", LIMIT, || {
+        let waited = wait_until("interfaces, rules and mounts are as they were", LIMIT, || {
             Ok(state()? == before && mounts()? == mounted)
-        })?;
+        });
+        if waited.is_err() {
+            require_same(&before, &state()?)?;
+            require_same(&mounted, &mounts()?)?;
+        }
+        waited?;
         all.nothing_new()?;
     }
 }
