@@ -121,17 +121,21 @@ impl Peers {
         let id = created.id.clone();
         // Its files are read by others only where nobody owns it.
         drop(created);
-        let wanted = |is: fn(Subject) -> bool| plan.also.iter().any(|subject| is(*subject));
-        let bundle = || {
-            wanted(is_runtime)
-                .then(|| self.bundle_of(engine, &id))
-                .transpose()
-        };
-        let disk = || wanted(is_monitor).then(|| monitors::prepare(engine, &id, plan, &self.directory));
-        let made = bundle().and_then(|_| disk().transpose());
+        let made = self.make_of(engine, &id, plan);
         let removed = engine.remove(&id, true, true);
         made?;
         removed?;
+        Ok(())
+    }
+
+    /// A bundle for runtimes and a disk for monitors, of a container.
+    fn make_of(&self, engine: &Engine, id: &str, plan: &Plan) -> Result<(), Error> {
+        if plan.also.iter().any(|subject| is_runtime(*subject)) {
+            self.bundle_of(engine, id)?;
+        }
+        if plan.also.iter().any(|subject| is_monitor(*subject)) {
+            monitors::prepare(engine, id, plan, &self.directory)?;
+        }
         Ok(())
     }
 
