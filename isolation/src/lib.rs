@@ -46,6 +46,7 @@ pub use network::{Error as NetworkError, plug_further, route};
 pub use pid1::FORWARDED;
 pub use plan::{EntryPlan, Plan};
 pub use process::{Container, Entered, Error, Exit, StartError, Stdio, create, enter};
+pub use seccomp::allowed_calls;
 pub use sync::Remote;
-pub use sys::{release_program_pages, resolve_by_files_and_dns, signal};
+pub use sys::{children_processor_time, release_program_pages, resolve_by_files_and_dns, signal};
 pub use terminal::resize;

@@ -6,6 +6,7 @@ use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::time::Duration;
 
 unsafe extern "C" {
     /// glibc's `nss.h`: the services of a name database of this process, instead of those in `nsswitch.conf`.
@@ -22,6 +23,23 @@ pub fn resolve_by_files_and_dns() {
     unsafe {
         __nss_configure_lookup(c"hosts".as_ptr(), c"files dns".as_ptr());
     }
+}
+
+/// Processor time that this process' children took which it has waited for, with those that they have waited for: in programs,
+/// in the kernel and in guests. getrusage(2), `RUSAGE_CHILDREN`.
+///
+/// # Errors
+/// The kernel's.
+pub fn children_processor_time() -> io::Result<Duration> {
+    // SAFETY: rusage is a C structure of integers, for which all zeros is a valid value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: getrusage writes a rusage, which `usage` is, and keeps no pointer to it.
+    check(unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) }.into())?;
+    let time = |time: libc::timeval| {
+        let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or_default());
+        seconds + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or_default())
+    };
+    Ok(time(usage.ru_utime) + time(usage.ru_stime))
 }
 
 /// Gives back the pages of this program's code and constants that are mapped in it, for a process that has started and will
@@ -415,6 +433,89 @@ pub(crate) fn install_seccomp_filter(program: &[libc::sock_filter], flags: u64) 
     let operation = libc::SECCOMP_SET_MODE_FILTER;
     // SAFETY: the header describes the slice exactly; the kernel copies and only reads it.
     check(unsafe { libc::syscall(libc::SYS_seccomp, operation, flags, &raw const header) }.min(0))
+}
+
+/// A thread of another process that stands still, by ptrace(2), and goes on when this is gone.
+#[derive(Debug)]
+pub(crate) struct StoppedThread(libc::pid_t);
+
+impl StoppedThread {
+    /// # Errors
+    /// `ESRCH` where there is none, `EPERM` where it may not be traced or is by somebody else.
+    pub(crate) fn stop(thread: i32) -> io::Result<Self> {
+        // `PTRACE_SEIZE` takes options, of which there are none here.
+        ptrace(libc::PTRACE_SEIZE, thread, 0, ptr::null_mut())?;
+        let stopped = Self(thread);
+        ptrace(libc::PTRACE_INTERRUPT, thread, 0, ptr::null_mut())?;
+        let mut status = 0;
+        loop {
+            // SAFETY: waitpid writes the status, a c_int, and keeps no pointer to it.
+            let waited = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+            match check(waited.min(0).into()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(()) if libc::WIFSTOPPED(status) => return Ok(stopped),
+                // It has ended.
+                Ok(()) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            }
+        }
+    }
+
+    /// Its seccomp filters as they were installed, the last one first.
+    ///
+    /// # Errors
+    /// `EACCES` without `CAP_SYS_ADMIN`, `EIO` where the kernel does not tell.
+    pub(crate) fn seccomp_filters(&self) -> io::Result<Vec<Vec<libc::sock_filter>>> {
+        let mut filters = Vec::new();
+        for index in 0.. {
+            let count = match ptrace(PTRACE_SECCOMP_GET_FILTER, self.0, index, ptr::null_mut()) {
+                Ok(count) => usize::try_from(count).map_err(io::Error::other)?,
+                // There are no more, or it has none at all.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => break,
+                Err(error) => return Err(error),
+            };
+            let nothing = libc::sock_filter {
+                code: 0,
+                jt: 0,
+                jf: 0,
+                k: 0,
+            };
+            let mut filter = vec![nothing; count];
+            // The thread stands still, so its filters are the same, and the kernel writes as many instructions as it said.
+            ptrace(
+                PTRACE_SECCOMP_GET_FILTER,
+                self.0,
+                index,
+                filter.as_mut_ptr().cast(),
+            )?;
+            filters.push(filter);
+        }
+        Ok(filters)
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        // Fails only where it has ended, or has not stopped, and then the end of this thread lets go of it.
+        let _ = ptrace(libc::PTRACE_DETACH, self.0, 0, ptr::null_mut());
+    }
+}
+
+/// `linux/ptrace.h`.
+const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+
+/// Requests of ptrace(2) that take a number as address and write to `data` at most what they say; `data` is null where they write
+/// nothing.
+fn ptrace(
+    request: libc::c_uint,
+    thread: libc::pid_t,
+    address: usize,
+    data: *mut c_void,
+) -> io::Result<libc::c_long> {
+    // SAFETY: of the requests made here one writes to `data`, as many instructions as the vector behind it has room for, since it said
+    // before how many there are and the thread has stood still since then.
+    let result = unsafe { libc::ptrace(request, thread, address, data) };
+    check(result.min(0)).map(|()| result)
 }
 
 /// Loads an eBPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE`. bpf(2).

@@ -13,10 +13,11 @@ Examples:
   rvm bench debian                                           every suite; prints a table
   rvm bench --suite startup,memory --runs 50 debian
   rvm bench --suite startup --also crun,qemu debian          beside other programs, if they are installed
+  rvm bench --suite startup --cold debian                    as after a reboot: nothing of the image in memory
   rvm bench --pin 2,3 --json a.json --html report.html debian
   rvm bench diff a.json b.json                               what has changed between two reports
 
-Suites: startup, memory, cpu, syscall, disk, network, apps, exposure, density. Modes take turns run by run; a run whose workload printed the
+Suites: startup, memory, cpu, syscall, disk, volume, network, apps, exposure, density. Modes take turns run by run; a run whose workload printed the
 wrong thing does not count, and makes the exit code 1. docs/bench.md walks through what is shown.";
 
 const DIFF_EXAMPLES: &str = "\
@@ -66,9 +67,12 @@ pub(crate) struct Measured {
     /// Programs to measure as well in the startup suite: crun, runc, podman, firecracker, qemu
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub(crate) also: Vec<Subject>,
-    /// Containers that are run at the same time in memory and density
+    /// Containers at the same time in memory and density; in density 1, 10 and 50 as well where that is less
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = RangedU64ValueParser::<usize>::new().range(1..=10_000))]
     pub(crate) instances: usize,
+    /// Drop the host's caches before each start of the startup suite (needs root, and slows everything else on the machine)
+    #[arg(long)]
+    pub(crate) cold: bool,
     /// Processors that everything runs on, such as 0-2,4
     #[arg(long, value_name = "CPUS")]
     pub(crate) pin: Option<String>,

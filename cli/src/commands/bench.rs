@@ -34,6 +34,7 @@ fn measure(engine: &Engine, arguments: Measured) -> Result<u8> {
         warm_up,
         mut also,
         instances,
+        cold,
         pin,
         json,
         csv,
@@ -57,6 +58,7 @@ fn measure(engine: &Engine, arguments: Measured) -> Result<u8> {
         also,
         pin,
         instances,
+        cold,
         memory_bytes: MEMORY_BYTES,
     };
     // What could not be written at the end would have been measured in vain.

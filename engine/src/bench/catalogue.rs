@@ -82,8 +82,8 @@ const fn row(suite: Suite, id: &'static str, title: &'static str, unit: Unit, be
     }
 }
 
-/// Every row, in the order in which they are shown; of phases, see [`phase`].
-const ROWS: [Row; 60] = [
+/// Every row, in the order in which they are shown. A volume's are a disk's; of phases, see [`phase`].
+const ROWS: [Row; 67] = [
     row(
         Startup,
         "total",
@@ -95,6 +95,13 @@ const ROWS: [Row; 60] = [
         Startup,
         "output",
         "command executed to first byte of output",
+        Milliseconds,
+        Less,
+    ),
+    row(
+        Startup,
+        "processor",
+        "processor time of all its processes, kernel and guest included",
         Milliseconds,
         Less,
     ),
@@ -185,6 +192,13 @@ const ROWS: [Row; 60] = [
     row(Cpu, "compute", "a step of a computation", Nanoseconds, Less),
     row(Cpu, "memory-copy", "copying memory", BytesPerSecond, More),
     row(Cpu, "memory-read", "reading memory", BytesPerSecond, More),
+    row(
+        Cpu,
+        "idle",
+        "one at rest: processor time of all its processes, each second",
+        Milliseconds,
+        Less,
+    ),
     row(Syscall, "getpid", "getpid", Nanoseconds, Less),
     row(
         Syscall,
@@ -277,6 +291,13 @@ const ROWS: [Row; 60] = [
     ),
     row(Disk, "unlink", "file removed", Nanoseconds, Less),
     row(
+        Disk,
+        "stat-tree",
+        "directories listed, and what is in them looked at",
+        Nanoseconds,
+        Less,
+    ),
+    row(
         Network,
         "receive-1",
         "TCP to the workload, 1 stream",
@@ -356,6 +377,13 @@ const ROWS: [Row; 60] = [
         Count,
         Less,
     ),
+    row(
+        Exposure,
+        "allowed",
+        "distinct system calls that filters let through to the host's kernel",
+        Count,
+        Less,
+    ),
     row(Exposure, "exits", "VM exits", Count, Less),
     row(
         Exposure,
@@ -389,6 +417,27 @@ const ROWS: [Row; 60] = [
     row(Density, "slowest", "the slowest of them", Milliseconds, Less),
     row(
         Density,
+        "output-1",
+        "one started: command executed to first byte of output",
+        Milliseconds,
+        Less,
+    ),
+    row(
+        Density,
+        "output-10",
+        "10 started at once: the same, median of them",
+        Milliseconds,
+        Less,
+    ),
+    row(
+        Density,
+        "output-50",
+        "50 started at once: the same, median of them",
+        Milliseconds,
+        Less,
+    ),
+    row(
+        Density,
         "exec",
         "a further command in one that runs",
         Milliseconds,
@@ -411,7 +460,13 @@ pub(super) fn place(suite: Suite, id: &str) -> Option<usize> {
 
 fn all() -> impl Iterator<Item = Row> {
     let phases = Phase::ALL.into_iter().map(phase);
-    ROWS.into_iter().chain(phases).chain(Suite::ALL.map(control))
+    let of_disk = ROWS.into_iter().filter(|row| row.suite == Disk);
+    let of_volume = of_disk.map(|row| Row {
+        suite: Suite::Volume,
+        ..row
+    });
+    let controls = Suite::ALL.map(control);
+    ROWS.into_iter().chain(of_volume).chain(phases).chain(controls)
 }
 
 /// The row of the host's own piece of work in a suite.
@@ -474,7 +529,8 @@ pub(super) const SYSCALL: [Expected; 8] = [
     counted("page-fault", 16_384),
 ];
 
-pub(super) const DISK: [Expected; 11] = [
+/// In the root file system as in a volume.
+pub(super) const DISK: [Expected; 12] = [
     expected("write-128k", 64 << 20, 16_384),
     expected("read-128k", 64 << 20, 16_384),
     counted("random-read-4k", 1000),
@@ -486,6 +542,7 @@ pub(super) const DISK: [Expected; 11] = [
     counted("stat", 1000),
     counted("stat-absent", 1000),
     counted("unlink", 1000),
+    counted("stat-tree", 1000),
 ];
 
 /// The database's sum is that of a program in another language, with another build of the library.
@@ -502,9 +559,7 @@ mod tests {
 
     #[test]
     fn every_row_has_a_name_of_its_own() {
-        let mut names: Vec<_> = ROWS.iter().map(|row| (row.suite, row.id)).collect();
-        names.extend(Phase::ALL.map(|phase| (Startup, phase.name())));
-        names.extend(Suite::ALL.map(|suite| (suite, CONTROL)));
+        let mut names: Vec<_> = all().map(|row| (row.suite, row.id)).collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();
@@ -513,12 +568,19 @@ mod tests {
 
     #[test]
     fn what_is_measured_inside_has_a_row() {
-        for (suite, expected) in [(Cpu, &CPU[..]), (Syscall, &SYSCALL), (Disk, &DISK), (Apps, &APPS)] {
-            for expected in expected {
-                assert!(find(suite, expected.id).is_some(), "{}", expected.id);
-            }
-            let rows = ROWS.iter().filter(|row| row.suite == suite).count();
-            assert_eq!(rows, expected.len());
+        let inside = [
+            (Cpu, &CPU[..]),
+            (Syscall, &SYSCALL),
+            (Disk, &DISK),
+            (Suite::Volume, &DISK),
+            (Apps, &APPS),
+        ];
+        let outside = ["idle", CONTROL];
+        for (suite, expected) in inside {
+            let rows = all().filter(|row| row.suite == suite && !outside.contains(&row.id));
+            let rows: Vec<_> = rows.map(|row| row.id).collect();
+            let expected: Vec<_> = expected.iter().map(|expected| expected.id).collect();
+            assert_eq!(rows, expected, "{suite}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! Two reports of the same are apart where the machine was slower during one of them. This tells by how much, so that
 //! [`super::diff`] does not take it for a change. It is the probe, as a process of the host's: it computes, asks the kernel,
-//! starts processes and touches memory; for the disk suite it writes and waits for the disk that containers are on.
+//! starts processes and touches memory; for the suites of disks it writes and waits for the disk that containers are on.
 
 use std::process::{Command, Stdio};
 
@@ -23,7 +23,7 @@ const OUTPUT_OF_DISK: &str = "228\n";
 pub(super) fn measure(bench: &Bench, suite: Suite) -> Result<Vec<Sample>, Error> {
     let program = Asset::Probe.find().map_err(crate::engine::Error::from)?;
     let mut command = Command::new(program);
-    let expected = if suite == Suite::Disk {
+    let expected = if matches!(suite, Suite::Disk | Suite::Volume) {
         let cache = bench.engine.layout().cache();
         // It has no name, so nothing of it is left.
         let file = tempfile::tempfile_in(&cache).map_err(|error| Error::Control(cache, error))?;

@@ -1,10 +1,11 @@
 //! The density suite: many containers at once, and what one does to a container that runs.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::plan::Subject;
-use super::startup::{self, milliseconds};
+use super::startup::{self, Timed, milliseconds};
+use super::statistics::median;
 use super::{Bench, Error, Sample, number};
 use crate::life::Stop;
 use crate::probe::{self, Session};
@@ -16,28 +17,61 @@ pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>
     Ok(samples)
 }
 
-/// As many as the plan says are run to their end at the same time.
+/// Containers that are run at the same time, and the row of how soon each has its output.
+const AT_ONCE: [(usize, &str); 3] = [(1, "output-1"), (10, "output-10"), (50, "output-50")];
+
+/// As many as the plan says are run to their end at the same time, and before them fewer.
 fn many(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
-    let commands = (0..bench.plan.instances)
+    let most = bench.plan.instances;
+    let mut samples = Vec::new();
+    for (count, row) in AT_ONCE.into_iter().filter(|(count, _)| *count < most) {
+        samples.extend(at_once(bench, subject, count)?.output(row));
+    }
+    let all = at_once(bench, subject, most)?;
+    let row = AT_ONCE.into_iter().find(|(count, _)| *count == most);
+    samples.extend(row.and_then(|(_, row)| all.output(row)));
+    let count = number(u64::try_from(all.runs.len()).unwrap_or(u64::MAX));
+    let slowest = all.runs.iter().map(|run| run.total_us).max().unwrap_or_default();
+    samples.extend([
+        Sample::new("starts", count / all.elapsed.as_secs_f64()),
+        Sample::new("slowest", milliseconds(slowest)),
+    ]);
+    Ok(samples)
+}
+
+/// What was run at the same time.
+struct Together {
+    runs: Vec<Timed>,
+    /// From the first start to the last end.
+    elapsed: Duration,
+}
+
+impl Together {
+    /// How soon the one in the middle had its output.
+    fn output(&self, row: &'static str) -> Option<Sample> {
+        let outputs: Vec<f64> = self.runs.iter().map(|run| milliseconds(run.output_us)).collect();
+        median(&outputs).map(|output| Sample::new(row, output))
+    }
+}
+
+fn at_once(bench: &Bench, subject: Subject, count: usize) -> Result<Together, Error> {
+    let commands = (0..count)
         .map(|_| bench.command(subject))
         .collect::<Result<Vec<_>, _>>()?;
     let begun = Instant::now();
-    let runs: Vec<_> = commands
+    let threads: Vec<_> = commands
         .into_iter()
         .map(|command| thread::spawn(move || startup::time(command, startup::OUTPUT)))
         .collect();
-    let mut slowest = 0;
-    let mut count = 0;
-    for run in runs {
-        // A panic aborts the process, so joining cannot fail.
-        let Ok(timed) = run.join() else { continue };
-        slowest = slowest.max(timed?.total_us);
-        count += 1;
-    }
-    Ok(vec![
-        Sample::new("starts", number(count) / begun.elapsed().as_secs_f64()),
-        Sample::new("slowest", milliseconds(slowest)),
-    ])
+    // A panic aborts the process, so joining cannot fail.
+    let joined = threads.into_iter().filter_map(|thread| thread.join().ok());
+    // All of them, so that none goes on beside what is measured next.
+    let ended: Vec<_> = joined.collect();
+    let elapsed = begun.elapsed();
+    Ok(Together {
+        runs: ended.into_iter().collect::<Result<_, _>>()?,
+        elapsed,
+    })
 }
 
 /// A further command in one that runs; one is stopped; one is removed while it runs.

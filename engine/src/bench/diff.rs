@@ -306,6 +306,7 @@ fn circumstances(before: &Report, after: &Report) -> Vec<String> {
         ("huge pages", shown(&old.huge_pages), shown(&new.huge_pages)),
         ("clock", shown(&old.clock), shown(&new.clock)),
         ("cgroup2", shown(&old.cgroup2), shown(&new.cgroup2)),
+        ("caches", old.cache.clone(), new.cache.clone()),
         ("pin", shown(&before.plan.pin), shown(&after.plan.pin)),
         (
             "instances",

@@ -4,8 +4,11 @@
 //! All of it is a proxy: a call that is made is not a hole, and one that is not made may be possible. Calls are counted by
 //! strace, attached to every process of the container and following their children, so that no neighbour is counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
+use rustix::io::Errno;
+use rvm_isolation::allowed_calls;
 use serde::Deserialize;
 
 use super::plan::Subject;
@@ -62,10 +65,26 @@ pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>
         samples.push(Sample::new("exits", number(*total)));
     }
     let processes = session.processes()?;
+    let (serving, allowed) = match filters(&processes) {
+        Ok(filters) => {
+            let allowed: BTreeSet<String> = filters
+                .values()
+                .flatten()
+                .flatten()
+                .copied()
+                .map(str::to_owned)
+                .collect();
+            samples.push(Sample::new("allowed", number(count(&allowed))));
+            (privileges(&processes, &filters), allowed)
+        }
+        Err(error) => {
+            bench.note(format!("system calls that filters allow: not read: {error}"));
+            (privileges(&processes, &Filters::new()), BTreeSet::new())
+        }
+    };
     let (calls, calls_missing) = match traced(&processes, &mut session)? {
         Ok(calls) => {
-            let distinct = u64::try_from(calls.len()).unwrap_or(u64::MAX);
-            samples.push(Sample::new("calls", number(distinct)));
+            samples.push(Sample::new("calls", number(count(calls.keys()))));
             samples.push(Sample::new("calls-total", number(calls.values().sum())));
             (calls, None)
         }
@@ -78,14 +97,19 @@ pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>
         subject,
         calls,
         calls_missing,
+        allowed,
         exits,
         capabilities_inside: format!("{capabilities:016x}"),
-        processes: privileges(&processes),
+        processes: serving,
     };
     session.finish()?;
     bench.exposures.retain(|other| other.subject != subject);
     bench.exposures.push(exposure);
     Ok(samples)
+}
+
+fn count(all: impl IntoIterator) -> u64 {
+    all.into_iter().fold(0, |count, _| count + 1)
 }
 
 /// Lets it do its mixture once.
@@ -149,8 +173,32 @@ fn traced(processes: &[i32], session: &mut Session) -> Result<Result<BTreeMap<St
     Ok(tracer.detach().map_err(|error| strace::why_not(&error)))
 }
 
+/// Of each process the system calls that the filters of its threads let through; `None` where a thread has none.
+type Filters = BTreeMap<i32, Option<BTreeSet<&'static str>>>;
+
+/// Reads the filters of processes from the kernel. Threads that end meanwhile allow nothing.
+fn filters(processes: &[i32]) -> io::Result<Filters> {
+    let of_process = |pid: &i32| -> io::Result<(i32, Option<BTreeSet<&'static str>>)> {
+        let mut all = Some(BTreeSet::new());
+        for thread in outside::threads(*pid) {
+            match allowed_calls(thread) {
+                Ok(allowed) => {
+                    all = all.zip(allowed).map(|(mut all, allowed)| {
+                        all.extend(allowed);
+                        all
+                    });
+                }
+                Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((*pid, all))
+    };
+    processes.iter().map(of_process).collect()
+}
+
 /// What the processes that serve a container may do.
-fn privileges(processes: &[i32]) -> Vec<ServingProcess> {
+fn privileges(processes: &[i32], filters: &Filters) -> Vec<ServingProcess> {
     let own = outside::namespaces(std::process::id().cast_signed());
     let all = processes.iter().filter_map(|pid| outside::process(*pid));
     all.map(|process| ServingProcess {
@@ -159,6 +207,9 @@ fn privileges(processes: &[i32]) -> Vec<ServingProcess> {
         own_user_namespace: process.namespaces.get("user") != own.get("user"),
         no_new_privileges: process.no_new_privileges,
         seccomp: process.seccomp.to_owned(),
+        allowed: filters
+            .get(&process.pid)
+            .and_then(|allowed| Some(allowed.as_ref()?.len())),
         capabilities: process.effective_capabilities,
     })
     .collect()

@@ -1,10 +1,14 @@
-//! Suites whose workload takes its own time: the processor, system calls, the disk, applications.
+//! Suites whose workload takes its own time: the processor, system calls, the disk, a volume, applications.
 
 use serde::Deserialize;
 
 use super::catalogue::{self, Expected, Unit};
 use super::plan::{Subject, Suite};
 use super::{Bench, Error, Sample};
+use crate::mounts::Wishes;
+
+/// Where the volume is.
+const VOLUME: &str = "/.rvm-volume";
 
 /// What the probe prints.
 #[derive(Debug, Deserialize)]
@@ -29,23 +33,33 @@ pub(super) fn measure(bench: &mut Bench, suite: Suite, subject: Subject) -> Resu
     let (words, expected): (&[&str], &[Expected]) = match suite {
         Suite::Cpu => (&["cpu"], &catalogue::CPU),
         Suite::Disk => (&["disk", "/"], &catalogue::DISK),
+        Suite::Volume => (&["disk", VOLUME], &catalogue::DISK),
         Suite::Apps => (&["apps", "/"], &catalogue::APPS),
         _ => (&["syscall"], &catalogue::SYSCALL),
     };
-    let mut session = bench.start(subject, words)?;
+    let mut probed = bench.probed(subject)?;
+    if suite == Suite::Volume {
+        // One without a name, which goes with the container.
+        probed.mounts = Wishes {
+            binds: vec![VOLUME.to_owned()],
+            ..Wishes::default()
+        };
+    }
+    let mut session = probed.start(bench.engine, &[&["work"], words].concat())?;
     let answer: Answer = session.answer()?;
     session.finish()?;
     if let Some(note) = &answer.note {
         bench.note(format!("{suite}, {subject}: {}", crate::printable(note)));
     }
-    samples(suite, &answer, expected)
+    let work = words.first().copied().unwrap_or_default();
+    samples(suite, work, &answer, expected)
 }
 
 /// The answer as samples, if it is the right one.
-fn samples(suite: Suite, answer: &Answer, expected: &[Expected]) -> Result<Vec<Sample>, Error> {
+fn samples(suite: Suite, work: &str, answer: &Answer, expected: &[Expected]) -> Result<Vec<Sample>, Error> {
     let wrong = |what: String| Error::Wrong(crate::printable(&what));
-    if answer.work != suite.name() || answer.measures.len() != expected.len() {
-        return Err(wrong(format!("it did {:?} and not {suite}", answer.work)));
+    if answer.work != work || answer.measures.len() != expected.len() {
+        return Err(wrong(format!("it did {:?} and not {work}", answer.work)));
     }
     let mut samples = Vec::with_capacity(expected.len());
     for (measure, expected) in answer.measures.iter().zip(expected) {
@@ -95,7 +109,7 @@ mod tests {
             note: None,
         };
         change(&mut answer);
-        samples(Suite::Cpu, &answer, &catalogue::CPU)
+        samples(Suite::Cpu, "cpu", &answer, &catalogue::CPU)
     }
 
     #[test]

@@ -36,7 +36,7 @@ struct Holding {
 }
 
 /// Takes as much as its words say, and tells so.
-fn start<'a>(bench: &Bench<'a>, subject: Subject, bytes: u64) -> Result<Session<'a>, Error> {
+pub(super) fn start<'a>(bench: &Bench<'a>, subject: Subject, bytes: u64) -> Result<Session<'a>, Error> {
     let mut session = bench.start(subject, &["hog", &bytes.to_string()])?;
     expect(&mut session, bytes)?;
     Ok(session)

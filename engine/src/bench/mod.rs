@@ -9,6 +9,7 @@ mod control;
 mod density;
 pub mod diff;
 mod exposure;
+mod idle;
 mod inside;
 pub mod manifest;
 mod memory;
@@ -36,6 +37,7 @@ use self::report::{Exposure, Failure, Series, Waterfall};
 pub use self::startup::WORDS;
 use self::statistics::Summary;
 use crate::engine::Engine;
+use crate::mounts::Wishes;
 use crate::network::Networking;
 use crate::probe::{Probed, Session, SessionError};
 use crate::record::Isolation;
@@ -71,6 +73,12 @@ pub enum Error {
     /// There is no place to measure the host's own disk in.
     #[error("cannot make a file in {0}")]
     Control(PathBuf, #[source] io::Error),
+    /// The processes of a command could not be waited for.
+    #[error("cannot count the processor time of a command")]
+    Family(#[source] io::Error),
+    /// The host's caches could not be dropped.
+    #[error("cannot drop the host's caches, which --cold does before each start and only root can")]
+    Caches(#[source] io::Error),
     /// The host's memory is not told.
     #[error("/proc/meminfo does not tell how much memory is available")]
     NoMemInfo,
@@ -165,6 +173,9 @@ pub fn measure(engine: &Engine, plan: &Plan, surroundings: Surroundings) -> Resu
         pin(cpus)?;
     }
     let mut manifest = Manifest::collect(engine.layout(), &plan.image, &image.id.to_string());
+    if plan.cold {
+        "dropped before each start of the startup suite, warm elsewhere".clone_into(&mut manifest.cache);
+    }
     let mut bench = Bench {
         engine,
         plan,
@@ -218,6 +229,7 @@ fn probed(plan: &Plan, isolation: Isolation) -> Probed<'_> {
         image: &plan.image,
         isolation,
         network: Networking::default(),
+        mounts: Wishes::default(),
         options: Options {
             // As root, whoever the image's user is: what is measured is the same in every image.
             user: Some("0:0".to_owned()),
@@ -313,6 +325,9 @@ impl<'a> Bench<'a> {
         }
         match suite {
             Suite::Startup => {
+                if self.plan.cold {
+                    drop_caches().map_err(Error::Caches)?;
+                }
                 let known = self.starts.len();
                 let samples = startup::measure(self, subject)?;
                 if !counts {
@@ -321,7 +336,14 @@ impl<'a> Bench<'a> {
                 Ok(samples)
             }
             Suite::Memory => memory::measure(self, subject),
-            Suite::Cpu | Suite::Syscall | Suite::Disk | Suite::Apps => inside::measure(self, suite, subject),
+            Suite::Cpu => {
+                let mut samples = inside::measure(self, suite, subject)?;
+                samples.push(idle::measure(self, subject)?);
+                Ok(samples)
+            }
+            Suite::Syscall | Suite::Disk | Suite::Volume | Suite::Apps => {
+                inside::measure(self, suite, subject)
+            }
             Suite::Network => network::measure(self, subject),
             Suite::Exposure => exposure::measure(self, subject),
             Suite::Density => density::measure(self, subject),
@@ -412,6 +434,13 @@ impl Samples {
         }
         series
     }
+}
+
+/// What the host knows of its disks goes: pages, names and files (Documentation/admin-guide/sysctl/vm.rst).
+fn drop_caches() -> io::Result<()> {
+    // What is not written yet would stay.
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3")
 }
 
 #[expect(

@@ -21,6 +21,8 @@ pub enum Suite {
     Syscall,
     /// The root file system.
     Disk,
+    /// A volume, likewise.
+    Volume,
     /// Over a network of rvm's, between the host and a workload.
     Network,
     /// What people run: a database, servers, a build.
@@ -41,12 +43,13 @@ pub struct UnknownName {
 
 impl Suite {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Startup,
         Self::Memory,
         Self::Cpu,
         Self::Syscall,
         Self::Disk,
+        Self::Volume,
         Self::Network,
         Self::Apps,
         Self::Exposure,
@@ -62,6 +65,7 @@ impl Suite {
             Self::Cpu => "cpu",
             Self::Syscall => "syscall",
             Self::Disk => "disk",
+            Self::Volume => "volume",
             Self::Network => "network",
             Self::Apps => "apps",
             Self::Exposure => "exposure",
@@ -78,6 +82,7 @@ impl Suite {
             Self::Cpu => "computing and memory bandwidth, inside",
             Self::Syscall => "system calls, inside",
             Self::Disk => "the root file system, inside",
+            Self::Volume => "a volume, inside: what disk does",
             Self::Network => "TCP and HTTP between the host and a workload, over a bridge network",
             Self::Apps => "a database, servers and a build, inside",
             Self::Exposure => "what of the host a workload reaches (proxies, no verdict)",
@@ -89,8 +94,8 @@ impl Suite {
     #[must_use]
     pub fn runs(self, runs: usize) -> usize {
         match self {
-            Self::Startup | Self::Cpu | Self::Syscall | Self::Disk | Self::Network | Self::Apps => runs,
             Self::Memory | Self::Density | Self::Exposure => runs.div_ceil(3),
+            _ => runs,
         }
     }
 }
@@ -218,6 +223,9 @@ pub struct Plan {
     pub pin: Option<String>,
     /// How many containers are many.
     pub instances: usize,
+    /// Whether the host's caches are dropped before each start of the startup suite.
+    #[serde(default)]
+    pub cold: bool,
     /// What each workload may use of memory, in bytes.
     pub memory_bytes: u64,
 }
@@ -268,6 +276,7 @@ mod tests {
             also: vec![Subject::Crun],
             pin: None,
             instances: 10,
+            cold: false,
             memory_bytes: 1,
         };
         let forward = [Subject::Vm, Subject::Container, Subject::Crun, Subject::Host];

@@ -2,6 +2,7 @@
 //!
 //! It is a versioned JSON document. What was made by another version is refused rather than misread.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -81,11 +82,15 @@ pub struct Exposure {
     /// Of what.
     pub subject: Subject,
     /// System calls that processes of the container made on the host's kernel while the workload did its work, and how often.
-    pub calls: std::collections::BTreeMap<String, u64>,
+    pub calls: BTreeMap<String, u64>,
     /// Why they were not counted, where they were not.
     pub calls_missing: Option<String>,
+    /// System calls that the filters of its workload, or of what serves its machine, let through with some arguments, whether they
+    /// are made or not; empty where they could not be read.
+    #[serde(default)]
+    pub allowed: BTreeSet<String>,
     /// VM exits meanwhile, by reason, as KVM counts; empty where there is no machine or no statistics.
-    pub exits: std::collections::BTreeMap<String, u64>,
+    pub exits: BTreeMap<String, u64>,
     /// Capabilities in effect inside, as a mask in hexadecimal digits. In a virtual machine they are over the guest's kernel.
     pub capabilities_inside: String,
     /// Each process of the container on the host.
@@ -108,6 +113,10 @@ pub struct ServingProcess {
     pub no_new_privileges: bool,
     /// `disabled`, `strict` or `filter`: system calls of its first thread.
     pub seccomp: String,
+    /// System calls of the 64-bit interface that its threads' filters let through with some arguments; `None` where a thread has no
+    /// filter, or they cannot be read.
+    #[serde(default)]
+    pub allowed: Option<usize>,
 }
 
 /// A run that does not count.

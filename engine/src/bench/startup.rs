@@ -4,8 +4,16 @@
 //! of all of them. rvm's own commands tell their phases besides (`rvm run --timing=json`).
 
 use std::io::{self, Read as _};
-use std::process::{Command, Stdio};
-use std::thread;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal, set_child_subreaper, wait,
+};
+use rvm_isolation::children_processor_time;
 
 use super::catalogue;
 use super::plan::Subject;
@@ -18,6 +26,15 @@ pub(super) const OUTPUT: &str = "hello from rvm-probe\n";
 
 /// The probe's words for it.
 pub const WORDS: [&str; 2] = ["work", "hello"];
+
+/// Longest that a command may take: thousands of times what the slowest does.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// How long processes of a command that has ended may take to end, too.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Time between two looks at them.
+const TURN: Duration = Duration::from_millis(1);
 
 /// Most of what a command may print or complain.
 const MOST: u64 = 1 << 20;
@@ -37,11 +54,20 @@ pub(super) struct Timed {
 /// One run.
 pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     let command = bench.command(subject)?;
+    let family = Family::adopt().map_err(Error::Family)?;
     let timed = time(command, &subject.on_its_output(OUTPUT))?;
+    let processor = family.processor_time().map_err(Error::Family)?;
     let mut samples = vec![
         Sample::new("total", milliseconds(timed.total_us)),
         Sample::new("output", milliseconds(timed.output_us)),
     ];
+    match processor {
+        Some(time) => samples.push(Sample::new("processor", time.as_secs_f64() * 1000.0)),
+        None => bench.note(format!(
+            "startup, {subject}: a process of it went on for {} s, so its processor time is not known",
+            LINGER.as_secs()
+        )),
+    }
     if subject.isolation().is_some() {
         let stamps = stamps(&timed)?;
         samples.extend(
@@ -59,13 +85,50 @@ pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>
     Ok(samples)
 }
 
-/// Runs a command and checks that it has printed what it should.
+/// The processes of one command, wherever their parents leave them: what loses its parent becomes a child of this process, so that
+/// all are waited for, and the kernel counts what they took. Nothing else may be started meanwhile.
+struct Family {
+    before: Duration,
+}
+
+impl Family {
+    fn adopt() -> io::Result<Self> {
+        set_child_subreaper(Some(getpid()))?;
+        let before = children_processor_time()?;
+        Ok(Self { before })
+    }
+
+    /// What they took, once all are gone; `None` where one stays.
+    fn processor_time(self) -> io::Result<Option<Duration>> {
+        let deadline = Instant::now() + LINGER;
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) if Instant::now() > deadline => return Ok(None),
+                Ok(None) => thread::sleep(TURN),
+                Err(Errno::CHILD) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(children_processor_time()?.saturating_sub(self.before)))
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        // It could be set, so it can be taken back.
+        let _ = set_child_subreaper(None);
+    }
+}
+
+/// Runs a command and checks that it has printed what it should. One that takes longer than [`LIMIT`] is killed.
 pub(super) fn time(mut command: Command, expected: &str) -> Result<Timed, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |source| Error::Command(program.clone(), source);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let began_us = now();
     let mut child = command.spawn().map_err(failed)?;
+    let limit = Limit::set(&child).map_err(failed)?;
     let (output, errors) = (child.stdout.take(), child.stderr.take());
     // Beside it: it may complain at length before it says anything.
     let errors = thread::spawn(move || {
@@ -76,6 +139,12 @@ pub(super) fn time(mut command: Command, expected: &str) -> Result<Timed, Error>
     let said = read(output);
     let status = child.wait().map_err(failed)?;
     let total_us = now() - began_us;
+    if limit.was_reached() {
+        return Err(Error::Wrong(format!(
+            "{program} had not ended after {} s, and was killed; what it has started may go on, see `rvm ps`",
+            LIMIT.as_secs()
+        )));
+    }
     // A panic aborts the process, so joining cannot fail.
     let errors = errors.join().unwrap_or_else(|_| Ok(Vec::new())).map_err(failed)?;
     let errors = String::from_utf8_lossy(&errors).into_owned();
@@ -97,6 +166,37 @@ pub(super) fn time(mut command: Command, expected: &str) -> Result<Timed, Error>
         total_us,
         errors,
     })
+}
+
+/// Kills a command that takes too long: a run that hangs does not count, and the next ones go on.
+struct Limit {
+    /// Whoever holds the other end knows that it goes on.
+    going: Option<Sender<()>>,
+    /// Tells whether it had to kill.
+    watcher: Option<JoinHandle<bool>>,
+}
+
+impl Limit {
+    fn set(child: &Child) -> io::Result<Self> {
+        let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+        let (going, gone) = channel::<()>();
+        let body = move || {
+            let hangs = gone.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout);
+            hangs && pidfd_send_signal(&process, Signal::KILL).is_ok()
+        };
+        Ok(Self {
+            going: Some(going),
+            watcher: Some(thread::Builder::new().name("limit".into()).spawn(body)?),
+        })
+    }
+
+    /// The command has ended; whether that was this one's doing.
+    fn was_reached(mut self) -> bool {
+        self.going = None;
+        let watcher = self.watcher.take();
+        // A panic aborts the process, so joining cannot fail.
+        watcher.is_some_and(|watcher| watcher.join().unwrap_or_default())
+    }
 }
 
 /// When the first byte came, and all of them.

@@ -8,6 +8,7 @@ use super::calls::{self, Calls};
 use super::{CompareError, Subject, host};
 use crate::engine::Engine;
 use crate::inspect::Inspection;
+use crate::mounts::Wishes;
 use crate::network::Networking;
 use crate::probe::{self, Finished, Probed, Session, SessionError, outside};
 use crate::record::Isolation;
@@ -87,6 +88,7 @@ pub(super) fn observe(
         image: &subject.image,
         isolation,
         network: Networking::on_default(),
+        mounts: Wishes::default(),
         options: Options {
             limits: subject.limits.clone(),
             ..Options::default()

@@ -78,6 +78,7 @@ pub(crate) struct Probed<'a> {
     pub(crate) image: &'a str,
     pub(crate) isolation: Isolation,
     pub(crate) network: Networking,
+    pub(crate) mounts: Wishes,
     /// All but what is executed.
     pub(crate) options: spec::Options,
 }
@@ -123,6 +124,7 @@ impl Probed<'_> {
     fn request(&self, arguments: &[&str]) -> Request {
         let mut request = unattended(self.image, self.isolation);
         request.network = self.network.clone();
+        request.mounts = self.mounts.clone();
         request.options = self.options.clone();
         request.options.arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         request

@@ -12,6 +12,7 @@
 
 mod compiler;
 mod numbers;
+mod reach;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::Error;
 use numbers::{Interface, Numbers};
+pub use reach::allowed_calls;
 
 /// A compiled filter, ready to be installed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,9 +63,12 @@ impl Filter {
 
     /// Installs the filter in this thread. Needs either `CAP_SYS_ADMIN` or no-new-privileges.
     pub(crate) fn install(&self) -> std::io::Result<()> {
+        crate::sys::install_seccomp_filter(&self.instructions(), self.flags)
+    }
+
+    fn instructions(&self) -> Vec<libc::sock_filter> {
         let instruction = |&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k };
-        let program: Vec<_> = self.program.iter().map(instruction).collect();
-        crate::sys::install_seccomp_filter(&program, self.flags)
+        self.program.iter().map(instruction).collect()
     }
 }
 

@@ -129,6 +129,11 @@ fn check(profile: &LinuxSeccomp, calls: impl IntoIterator<Item = Call>) -> usize
             action, expected,
             "{action:#x} instead of {expected:#x} for {call:x?} by {profile:?}"
         );
+        // What it allows with these arguments it may allow.
+        let is_native = call.architecture == Interface::X86_64.audit_architecture();
+        if is_native && matches!(action, libc::SECCOMP_RET_ALLOW | libc::SECCOMP_RET_LOG) {
+            assert!(super::reach::may_allow(&filter.instructions(), call.number));
+        }
         steps
     });
     longest.max().unwrap_or(0)

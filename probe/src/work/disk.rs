@@ -1,4 +1,4 @@
-//! The root file system: throughput, latency and names, in a directory that is removed at the end.
+//! A file system: throughput, latency and names, in a directory that is removed at the end.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -22,6 +22,8 @@ const DEPTH: usize = 32;
 /// Small writes, each of which is waited for.
 const SYNCS: u64 = 100;
 const FILES: u64 = 1000;
+/// Directories in a directory, and files in each of those, of a tree with as many files.
+const BRANCHES: u64 = 10;
 
 /// What `O_DIRECT` requires of a buffer at most.
 const ALIGNMENT: usize = 4096;
@@ -60,6 +62,7 @@ pub(super) fn measure(directory: &str) -> Result<(Vec<Measure>, Option<&'static 
     drop(file);
     measures.push(timed("fsync", SYNCS, || syncs(&directory.0.join("journal")))?);
     measures.extend(names(&directory.0)?);
+    measures.push(tree(&directory.0.join("tree"))?);
     Ok((measures, note))
 }
 
@@ -245,6 +248,32 @@ fn names(directory: &Path) -> Result<Vec<Measure>> {
     Ok(vec![create, stat, lookup, unlink])
 }
 
+/// Directories of directories of files: each is listed, and each file looked at.
+fn tree(root: &Path) -> Result<Measure> {
+    for branch in 0..BRANCHES {
+        for twig in 0..BRANCHES {
+            let directory = root.join(branch.to_string()).join(twig.to_string());
+            fs::create_dir_all(&directory)?;
+            for leaf in 0..FILES / BRANCHES / BRANCHES {
+                File::create_new(directory.join(leaf.to_string()))?;
+            }
+        }
+    }
+    timed("stat-tree", FILES, || files_below(root))
+}
+
+fn files_below(directory: &Path) -> Result<u64> {
+    let mut files = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        files += match entry.metadata()? {
+            found if found.is_dir() => files_below(&entry.path())?,
+            found => u64::from(found.is_file() && found.len() == 0),
+        };
+    }
+    Ok(files)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,6 +294,15 @@ mod tests {
         assert_eq!((counted(1).unwrap(), counted(DEPTH).unwrap()), (all, all));
         assert!(at_once(DEPTH, |numbers| Ok(u64::try_from(numbers.len())?)).unwrap() == RANDOM);
         assert!(at_once(2, |_| anyhow::bail!("no")).is_err());
+    }
+
+    #[test]
+    fn every_file_of_a_tree_is_looked_at() {
+        let directory = tempfile::tempdir().unwrap();
+        let measure = tree(&directory.path().join("tree")).unwrap();
+        assert_eq!((measure.operations, measure.check), (FILES, FILES));
+        File::create(directory.path().join("tree/3/4/more")).unwrap();
+        assert_eq!(files_below(directory.path()).unwrap(), FILES + 1);
     }
 
     #[test]

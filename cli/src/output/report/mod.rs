@@ -183,7 +183,7 @@ fn exposures(page: &mut Formatter<'_>, exposures: &[Exposure]) -> fmt::Result {
     )?;
     page.write_str(
         "<h3>Processes on the host</h3>\n<div class=\"scroll\"><table>\n<tr><th>of</th><th>program</th><th>user</th>\
-         <th>capabilities</th><th>user namespace</th><th>no new privileges</th><th>seccomp</th></tr>\n",
+         <th>capabilities</th><th>user namespace</th><th>no new privileges</th><th>seccomp</th><th>calls allowed</th></tr>\n",
     )?;
     for exposure in exposures {
         for process in &exposure.processes {
@@ -192,10 +192,13 @@ fn exposures(page: &mut Formatter<'_>, exposures: &[Exposure]) -> fmt::Result {
             } else {
                 "the host's"
             };
+            let allowed = process
+                .allowed
+                .map_or_else(String::new, |count| count.to_string());
             let gains = if process.no_new_privileges { "yes" } else { "no" };
             writeln!(
                 page,
-                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{namespace}</td><td>{gains}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{namespace}</td><td>{gains}</td><td>{}</td><td class=\"number\">{allowed}</td></tr>",
                 exposure.subject,
                 Text(&process.name),
                 process.uid,
@@ -225,6 +228,15 @@ fn exposures(page: &mut Formatter<'_>, exposures: &[Exposure]) -> fmt::Result {
             exposure.subject,
             Text(calls)
         )?;
+        if !exposure.allowed.is_empty() {
+            let allowed: Vec<&str> = exposure.allowed.iter().map(String::as_str).collect();
+            writeln!(
+                page,
+                "<h3>System calls that may be made on the host, {}</h3>\n<p>{}</p>",
+                exposure.subject,
+                Text(allowed.join(" "))
+            )?;
+        }
         if !exposure.exits.is_empty() {
             writeln!(
                 page,

@@ -57,6 +57,7 @@ fn report() -> Report {
             also: Vec::new(),
             pin: Some(hostile.clone()),
             instances: 10,
+            cold: false,
             memory_bytes: 1 << 29,
         },
         series: vec![
@@ -81,6 +82,7 @@ fn report() -> Report {
             subject: Subject::Vm,
             calls: [(hostile.clone(), 3)].into(),
             calls_missing: None,
+            allowed: [hostile.clone()].into(),
             exits: [(hostile.clone(), 3)].into(),
             capabilities_inside: hostile.clone(),
             processes: vec![ServingProcess {
@@ -90,6 +92,7 @@ fn report() -> Report {
                 own_user_namespace: true,
                 no_new_privileges: false,
                 seccomp: hostile.clone(),
+                allowed: None,
             }],
         }],
         failures: vec![rvm_engine::bench::report::Failure {

@@ -43,6 +43,7 @@ fn report(series: Vec<Series>) -> Report {
             also: Vec::new(),
             pin: None,
             instances: 10,
+            cold: false,
             memory_bytes: 1,
         },
         series,

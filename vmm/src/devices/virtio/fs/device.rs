@@ -219,13 +219,19 @@ impl VirtioDevice for Fs {
 pub struct FsSubscriber {
     device: Arc<Mutex<Fs>>,
     stop: Arc<StopSignal>,
+    /// Room on the worker's socket is watched for.
+    waits_for_room: bool,
 }
 
 impl FsSubscriber {
     /// Serves `device`.
     #[must_use]
     pub fn new(device: Arc<Mutex<Fs>>, stop: Arc<StopSignal>) -> Self {
-        Self { device, stop }
+        Self {
+            device,
+            stop,
+            waits_for_room: false,
+        }
     }
 }
 
@@ -234,9 +240,10 @@ impl MutEventSubscriber for FsSubscriber {
         let device = lock(&self.device);
         let notifications = device.notifications.iter().map(AsRawFd::as_raw_fd);
         let notifications = notifications.map(|fd| (fd, EventSet::IN));
-        // By edges, because room on the socket is there most of the time, and its end for good.
-        let edges = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
-        let socket = (device.session.socket().as_raw_fd(), edges);
+        let socket = (
+            device.session.socket().as_raw_fd(),
+            socket_events(self.waits_for_room),
+        );
         for (fd, events) in notifications.chain([socket]) {
             if let Err(error) = ops.add(Events::new_raw(fd, events)) {
                 let detail = format!("cannot watch a file system device: {error}");
@@ -245,7 +252,7 @@ impl MutEventSubscriber for FsSubscriber {
         }
     }
 
-    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let mut device = lock(&self.device);
         let notified = device
             .notifications
@@ -256,5 +263,24 @@ impl MutEventSubscriber for FsSubscriber {
             let _ = event.read();
         }
         device.serve();
+        let full = device.session.is_full();
+        if full != self.waits_for_room {
+            // If there is room by now, that is an event as well.
+            let socket = Events::new_raw(device.session.socket().as_raw_fd(), socket_events(full));
+            match ops.modify(socket) {
+                Ok(()) => self.waits_for_room = full,
+                Err(error) => {
+                    let detail = format!("cannot watch a file system device: {error}");
+                    self.stop.stop(StopReason::DeviceFailure, detail);
+                }
+            }
+        }
     }
+}
+
+/// What is watched for on the worker's socket: its end stays for good, hence edges. Each request that a worker takes off makes
+/// room, and the event loop would be woken for it.
+fn socket_events(room: bool) -> EventSet {
+    let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+    if room { events | EventSet::OUT } else { events }
 }

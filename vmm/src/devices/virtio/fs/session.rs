@@ -61,6 +61,8 @@ pub(super) struct Session {
     lost: bool,
     /// By the device's number; `None` if the driver that asked is gone.
     waiting: BTreeMap<u64, Option<Waiting>>,
+    /// The last request found no room on the socket.
+    full: bool,
     next_id: u64,
 }
 
@@ -70,6 +72,7 @@ impl Session {
             socket,
             lost: false,
             waiting: BTreeMap::new(),
+            full: false,
             next_id: 1,
         }
     }
@@ -86,6 +89,11 @@ impl Session {
     /// Whether another request may be sent.
     pub(super) fn has_room(&self) -> bool {
         self.waiting.len() < MAX_WAITING
+    }
+
+    /// Whether a request waits for room on the socket.
+    pub(super) fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Whether the driver waits for answers.
@@ -108,7 +116,9 @@ impl Session {
         let mut slices = vec![VolatileSlice::from(request.0.as_mut_slice())];
         slices.extend(body.slices());
         let bytes: usize = slices.iter().map(VolatileSlice::len).sum();
-        match sys::send(self.socket(), &slices) {
+        let sent = sys::send(self.socket(), &slices);
+        self.full = matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        match sent {
             Ok(sent) if sent == bytes => {
                 self.next_id += 1;
                 if waiting.is_some() {
@@ -116,7 +126,7 @@ impl Session {
                 }
                 Sent::Yes
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::NoRoom,
+            Err(_) if self.full => Sent::NoRoom,
             // The host has no memory for it now.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
                 Sent::Failed(libc::ENOMEM)
@@ -129,7 +139,8 @@ impl Session {
     }
 
     /// Takes the next answer to the driver, if there is one; where the worker is lost, each request that waits is
-    /// answered with an error. With `wait`, waits for an answer as long as there is a worker.
+    /// answered with an error. With `wait`, waits for an answer as long as there is a worker. What a worker says or does
+    /// while no request waits is found with the next request.
     ///
     /// # Errors
     /// [`ChainError`], see [`Extents::resolve`].
@@ -142,54 +153,69 @@ impl Session {
             if self.lost {
                 return self.fail_next(memory);
             }
-            match peek(self.socket(), wait) {
-                Ok(None) => return Ok(None),
-                Ok(Some(answer)) => match self.deliver(memory, answer)? {
-                    Delivered::ToDriver(answered) => return Ok(Some(answered)),
-                    Delivered::Nobody => {}
-                    Delivered::Refused => self.lose(),
+            let id = match (self.waiting.first_key_value(), self.waiting.len()) {
+                (None, _) => return Ok(None),
+                // Mostly so, and a system call less.
+                (Some((id, _)), 1) if !wait => *id,
+                _ => match peek(self.socket(), wait) {
+                    Ok(None) => return Ok(None),
+                    Ok(Some(id)) => id,
+                    Err(NoAnswer) => {
+                        self.lose();
+                        continue;
+                    }
                 },
-                Err(NoAnswer) => self.lose(),
+            };
+            match self.deliver(memory, id)? {
+                Delivered::ToDriver(answered) => return Ok(Some(answered)),
+                Delivered::Nothing => return Ok(None),
+                Delivered::Nobody => {}
+                Delivered::Refused => self.lose(),
             }
         }
     }
 
-    fn deliver(&mut self, memory: &GuestMemory, answer: Answer) -> Result<Delivered, ChainError> {
-        let Some(waiting) = self.waiting.get(&answer.id) else {
+    /// Receives the answer to request `id`, which has to be the next one.
+    fn deliver(&mut self, memory: &GuestMemory, id: u64) -> Result<Delivered, ChainError> {
+        let Some(waiting) = self.waiting.get(&id) else {
             return Ok(Delivered::Refused);
         };
+        let writable = waiting.as_ref().map(|waiting| waiting.writable.resolve(memory));
+        let writable = writable.transpose()?.unwrap_or_default();
+        let parts = writable.split_at(OUT_HEADER_BYTES);
         let mut head = [0; OUT_HEADER_BYTES];
-        let Some(waiting) = waiting else {
-            // What does not fit into a buffer is thrown away with the packet.
-            let thrown_away = recv(&self.socket, &mut head, RecvFlags::DONTWAIT).is_ok();
-            self.waiting.remove(&answer.id);
-            return Ok(if thrown_away {
-                Delivered::Nobody
-            } else {
-                Delivered::Refused
-            });
-        };
-        let writable = waiting.writable.resolve(memory)?;
-        let length = usize::try_from(answer.length).unwrap_or(usize::MAX);
-        let parts = writable
-            .split_at(length)
-            .and_then(|(all, _)| all.split_at(OUT_HEADER_BYTES));
-        let Some((space, body)) = parts else {
-            return Ok(Delivered::Refused);
-        };
         let mut slices = vec![VolatileSlice::from(head.as_mut_slice())];
-        slices.extend(body.slices());
-        if !sys::receive(self.socket(), &slices).is_ok_and(|received| received == length) {
+        slices.extend(parts.iter().flat_map(|(_, body)| body.slices()));
+        // What does not fit is thrown away with the packet, but counted.
+        let received = match sys::receive(self.socket(), &slices, RecvFlags::TRUNC) {
+            Ok(received) => received,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Delivered::Nothing),
+            Err(_) => return Ok(Delivered::Refused),
+        };
+        let Some(answer) = Answer::parse(&head, received).filter(|answer| answer.id == id) else {
             return Ok(Delivered::Refused);
-        }
-        let (queue, head, id) = (waiting.queue, waiting.head, waiting.id);
-        space.copy_from(&Answer { id, ..answer }.to_bytes());
-        self.waiting.remove(&answer.id);
-        Ok(Delivered::ToDriver(Answered {
-            queue,
-            head,
+        };
+        let Some(waiting) = waiting else {
+            self.waiting.remove(&id);
+            return Ok(Delivered::Nobody);
+        };
+        let (Some((space, _)), true) = (parts, received <= writable.len()) else {
+            return Ok(Delivered::Refused);
+        };
+        let answered = Answered {
+            queue: waiting.queue,
+            head: waiting.head,
             written: answer.length,
-        }))
+        };
+        space.copy_from(
+            &Answer {
+                id: waiting.id,
+                ..answer
+            }
+            .to_bytes(),
+        );
+        self.waiting.remove(&id);
+        Ok(Delivered::ToDriver(answered))
     }
 
     /// Gives the worker up. If it is still there, it sees the end of its socket, and ends.
@@ -225,6 +251,8 @@ impl Session {
 
 enum Delivered {
     ToDriver(Answered),
+    /// There is no answer yet.
+    Nothing,
     /// To a driver that is gone.
     Nobody,
     /// It answers no request, or is longer than the request allows. It may have been written to the request's buffers in
@@ -235,15 +263,18 @@ enum Delivered {
 /// The worker is gone, or has sent something else than an answer.
 struct NoAnswer;
 
-/// The head of the next answer, which stays on the socket.
-fn peek(socket: BorrowedFd<'_>, wait: bool) -> Result<Option<Answer>, NoAnswer> {
+/// Which request the next answer is to; it stays on the socket.
+fn peek(socket: BorrowedFd<'_>, wait: bool) -> Result<Option<u64>, NoAnswer> {
     let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
     let flags = if wait { flags } else { flags | RecvFlags::DONTWAIT };
     let mut head = [0; OUT_HEADER_BYTES];
     loop {
         match recv(socket, &mut head, flags) {
             // Of a shorter one, what is missing stays zero.
-            Ok((_, length)) => return Answer::parse(&head, length).map(Some).ok_or(NoAnswer),
+            Ok((_, length)) => {
+                let answer = Answer::parse(&head, length).ok_or(NoAnswer)?;
+                return Ok(Some(answer.id));
+            }
             Err(Errno::INTR) => {}
             Err(Errno::WOULDBLOCK) => return Ok(None),
             Err(_) => return Err(NoAnswer),
