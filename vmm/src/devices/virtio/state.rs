@@ -202,12 +202,12 @@ mod tests {
         };
         let work = |attached: &Attached<Fs>, drivers: &[Driver]| {
             drivers[1].request(&[&fs::tests::request(1, 7, b"name\0")], &[16]);
-            lock(&attached.device).serve();
+            lock(&attached.device).serve(None);
             let worker = worker.borrow();
             let worker = worker.as_ref().unwrap();
             let (id, _, _) = worker.next().unwrap();
             worker.answer(id, &[]);
-            lock(&attached.device).serve();
+            lock(&attached.device).serve(None);
         };
         check(|| make("data"), work);
         check_differs(make("data"), make("other"));

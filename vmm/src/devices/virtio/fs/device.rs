@@ -3,7 +3,7 @@
 //! It has no thread of its own: nothing that it does waits for a disk, because that is done by the worker's threads.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -90,9 +90,14 @@ impl Fs {
         })
     }
 
-    /// Does what there is to do, up to a bound.
-    pub(crate) fn serve(&mut self) {
+    /// Does what an event leaves to do, up to a bound: of a queue, of the worker's socket, or (`None`) of any.
+    pub(crate) fn serve(&mut self, event: Option<RawFd>) {
         let Some(active) = &mut self.active else { return };
+        for (queue, notification) in self.notifications.iter().enumerate() {
+            if event.is_none_or(|event| event == notification.as_raw_fd()) {
+                active.queues.look_at(queue);
+            }
+        }
         let outcome = active.queues.serve(&active.memory, &mut self.session);
         self.tell(&outcome);
     }
@@ -116,10 +121,12 @@ impl Fs {
         }
     }
 
-    /// Makes the event loop come back.
+    /// Makes the event loop look at everything.
     fn wake(&self) {
-        // Fails only if the counter is full, and then the event loop comes anyway.
-        let _ = self.notifications[0].write(1);
+        for notification in &self.notifications {
+            // Fails only if the counter is full, after 2^64 times. Nobody reads it: each write is an edge.
+            let _ = notification.write(1);
+        }
     }
 
     fn state(&self) -> FsState {
@@ -170,7 +177,7 @@ impl VirtioDevice for Fs {
             return Err(ActivateError::Queues);
         }
         self.active = Some(Active {
-            queues: Queues(activation.rings),
+            queues: Queues::new(activation.rings),
             memory: activation.memory,
             interrupt: activation.interrupt,
         });
@@ -253,9 +260,9 @@ impl MutEventSubscriber for FsSubscriber {
         }
     }
 
-    fn process(&mut self, _events: Events, ops: &mut EventOps<'_>) {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let mut device = lock(&self.device);
-        device.serve();
+        device.serve(Some(events.fd()));
         let full = device.session.is_full();
         if full != self.waits_for_room {
             // If there is room by now, that is an event as well.

@@ -37,8 +37,9 @@ pub(crate) fn queue(data: &[u8]) {
         return;
     };
     let permit = Permit::none(&memory).and(&first.state).and(&second.state);
-    let mut queues = Queues(vec![first.ring, second.ring]);
+    let mut queues = Queues::new(vec![first.ring, second.ring]);
     for _ in 0..MOST_STEPS {
+        (0..2).for_each(|index| queues.look_at(index));
         // Nonsense of the driver is an error, nonsense of the worker the end of the worker.
         if queues.serve(&memory, &mut session).is_err() || input.is_empty() {
             break;

@@ -14,15 +14,35 @@ const MAX_MESSAGES: usize = 32;
 
 /// The queues of an active device.
 #[derive(Debug)]
-pub(super) struct Queues(pub(super) Vec<Ring>);
+pub(super) struct Queues(Vec<Queue>);
+
+#[derive(Debug)]
+struct Queue {
+    ring: Ring,
+    /// It may have requests of which the driver does not notify.
+    unseen: bool,
+}
 
 impl Queues {
-    /// Where the queues are, in the order of their numbers.
-    pub(super) fn state(&self) -> Vec<RingState> {
-        self.0.iter().map(Ring::state).collect()
+    /// Queues that may have requests already.
+    pub(super) fn new(rings: Vec<Ring>) -> Self {
+        let queue = |ring| Queue { ring, unseen: true };
+        Self(rings.into_iter().map(queue).collect())
     }
 
-    /// Moves answers to the driver and requests to the worker, up to a bound.
+    /// Where the queues are, in the order of their numbers.
+    pub(super) fn state(&self) -> Vec<RingState> {
+        self.0.iter().map(|queue| queue.ring.state()).collect()
+    }
+
+    /// The driver has notified a queue, or may have: whoever serves next looks at it.
+    pub(super) fn look_at(&mut self, index: usize) {
+        if let Some(queue) = self.0.get_mut(index) {
+            queue.unseen = true;
+        }
+    }
+
+    /// Moves answers to the driver, and requests that nobody has seen to the worker, up to a bound.
     ///
     /// # Errors
     /// [`RingError`] if the driver broke a queue.
@@ -32,8 +52,11 @@ impl Queues {
         session: &mut Session,
     ) -> Result<Outcome, RingError> {
         let mut outcome = self.give_back(memory, session, MAX_MESSAGES, false)?;
-        for queue in 0..self.0.len() {
-            let taken = self.take(memory, session, queue)?;
+        for index in 0..self.0.len() {
+            if !self.0.get(index).is_some_and(|queue| queue.unseen) {
+                continue;
+            }
+            let taken = self.take(memory, session, index)?;
             outcome.signal |= taken.signal;
             outcome.more |= taken.more;
         }
@@ -74,7 +97,8 @@ impl Queues {
             let Some(answered) = session.receive(memory, wait)? else {
                 return Ok(Outcome { signal, more: false });
             };
-            let ring = self.0.get_mut(answered.queue).ok_or(RingError::Invalid)?;
+            let queue = self.0.get_mut(answered.queue).ok_or(RingError::Invalid)?;
+            let ring = &mut queue.ring;
             ring.complete(answered.head, answered.written)?;
             signal |= ring.needs_interrupt()?;
             count += 1;
@@ -82,13 +106,17 @@ impl Queues {
         Ok(Outcome { signal, more: true })
     }
 
+    /// Moves requests of one queue to the worker, up to a bound.
     fn take(
         &mut self,
         memory: &GuestMemory,
         session: &mut Session,
-        queue: usize,
+        index: usize,
     ) -> Result<Outcome, RingError> {
-        let ring = self.0.get_mut(queue).ok_or(RingError::Invalid)?;
+        let Some(Queue { ring, unseen }) = self.0.get_mut(index) else {
+            return Ok(Outcome::default());
+        };
+        *unseen = true;
         let (mut taken, mut more, mut used) = (0, false, false);
         ring.disable_notifications(memory)?;
         // Where there is no room, the driver is not asked to notify: an answer, or room on the socket, brings the event
@@ -102,11 +130,12 @@ impl Queues {
                 if ring.enable_notifications(memory)? {
                     continue;
                 }
+                *unseen = false;
                 break;
             };
             taken += 1;
             let head = chain.head;
-            match submit(session, queue, chain)? {
+            match submit(session, index, chain)? {
                 Submitted::Waits => {}
                 Submitted::Done(written) => {
                     ring.complete(head, written)?;

@@ -163,7 +163,7 @@ fn answers_come_in_any_order_and_go_to_who_asked() {
     // The driver's numbers need not differ.
     let addresses = [machine.ask(9, 100), machine.ask(9, 100), machine.ask(11, 100)];
     machine.drivers[HIGH_PRIORITY].request(&[&request(FORGET, 0, &[1; 8])], &[]);
-    machine.fs.serve();
+    machine.fs.serve(None);
     assert_eq!(
         machine.drivers[HIGH_PRIORITY].used(),
         [(0, 0)],
@@ -183,7 +183,7 @@ fn answers_come_in_any_order_and_go_to_who_asked() {
             .worker()
             .answer(asked[index].0, &[b'a' + u8::try_from(index).unwrap(); 50]);
     }
-    machine.fs.serve();
+    machine.fs.serve(None);
     let written: Vec<_> = machine.drivers[REQUESTS].used();
     assert_eq!(written, [(6, 66), (0, 66), (3, 66)]);
     for (index, (address, id)) in addresses.into_iter().zip([9, 9, 11]).enumerate() {
@@ -207,14 +207,14 @@ fn answers_come_in_any_order_and_go_to_who_asked() {
 fn check_lost(say: impl FnOnce(&mut Machine, u64)) {
     let mut machine = Machine::new();
     let addresses = [machine.ask(1, 16), machine.ask(2, 16)];
-    machine.fs.serve();
+    machine.fs.serve(None);
     machine.worker().next().unwrap();
     let (id, _, _) = machine.worker().next().unwrap();
     say(&mut machine, id);
-    machine.fs.serve();
+    machine.fs.serve(None);
     let later = machine.ask(3, 16);
     machine.drivers[HIGH_PRIORITY].request(&[&request(FORGET, 0, &[1; 8])], &[]);
-    machine.fs.serve();
+    machine.fs.serve(None);
     let used = machine.drivers[REQUESTS].used();
     assert_eq!(used, [(0, 16), (3, 16), (6, 16)]);
     for (address, id) in addresses.into_iter().chain([later]).zip([1, 2, 3]) {
@@ -234,7 +234,7 @@ fn check_lost(say: impl FnOnce(&mut Machine, u64)) {
     machine.drivers.iter().for_each(Driver::forget);
     activate(&mut machine.fs, &machine.drivers);
     let address = machine.ask(4, 16);
-    machine.fs.serve();
+    machine.fs.serve(None);
     assert_eq!(machine.answer(address), Answer::of_error(libc::EIO, 4));
 }
 
@@ -291,11 +291,11 @@ fn a_worker_that_makes_no_sense_is_not_heard_again() {
 fn a_request_is_answered_once() {
     let mut machine = Machine::new();
     let (first, second) = (machine.ask(1, 16), machine.ask(2, 16));
-    machine.fs.serve();
+    machine.fs.serve(None);
     let (id, _, _) = machine.worker().next().unwrap();
     machine.worker().answer(id, &[7; 16]);
     machine.worker().answer(id, &[8; 16]);
-    machine.fs.serve();
+    machine.fs.serve(None);
     assert_eq!(machine.answer(first).length, 32);
     assert_eq!(machine.drivers[REQUESTS].read(first + 16, 16), [7; 16]);
     assert_eq!(machine.answer(second), Answer::of_error(libc::EIO, 2));
@@ -307,7 +307,7 @@ fn requests_without_head_or_room_break_the_queue() {
     let check = |readable: &[u8], writable: &[u32]| {
         let mut machine = Machine::new();
         machine.drivers[REQUESTS].request(&[readable], writable);
-        machine.fs.serve();
+        machine.fs.serve(None);
         assert!(machine.interrupt.needs_reset());
         assert!(machine.worker().next().is_none() && machine.drivers[REQUESTS].used().is_empty());
     };
@@ -328,7 +328,7 @@ fn a_worker_that_does_not_read_holds_requests_up_and_no_more() {
         machine.drivers[REQUESTS].request(&[&request(WRITE, id, &data)], &[16]);
     }
     for _ in 0..10 {
-        machine.fs.serve();
+        machine.fs.serve(None);
     }
     let mut served = 0;
     while served < count {
@@ -340,7 +340,7 @@ fn a_worker_that_does_not_read_holds_requests_up_and_no_more() {
             machine.worker().answer(id, &[]);
             served += 1;
         }
-        machine.fs.serve();
+        machine.fs.serve(None);
     }
     assert_eq!(machine.drivers[REQUESTS].used().len(), 7);
 }
@@ -354,7 +354,7 @@ fn only_so_many_requests_wait() {
         machine.drivers[if id < 50 { REQUESTS } else { HIGH_PRIORITY }].request(&[&head], &[16]);
     }
     for _ in 0..10 {
-        machine.fs.serve();
+        machine.fs.serve(None);
     }
     let asked: Vec<_> = std::iter::from_fn(|| machine.worker().next()).collect();
     assert_eq!(asked.len(), 64);
@@ -363,13 +363,13 @@ fn only_so_many_requests_wait() {
     machine.drivers.iter().for_each(Driver::forget);
     activate(&mut machine.fs, &machine.drivers);
     let address = machine.ask(7, 16);
-    machine.fs.serve();
+    machine.fs.serve(None);
     assert!(machine.worker().next().is_none());
     for (id, _, _) in asked {
         machine.worker().answer(id, &[1; 16]);
     }
     for _ in 0..4 {
-        machine.fs.serve();
+        machine.fs.serve(None);
     }
     assert_eq!(
         machine.drivers[REQUESTS].used(),
@@ -378,7 +378,7 @@ fn only_so_many_requests_wait() {
     );
     let (id, _, _) = machine.worker().next().unwrap();
     machine.worker().answer(id, &[]);
-    machine.fs.serve();
+    machine.fs.serve(None);
     assert_eq!(
         machine.answer(address),
         Answer {
@@ -394,7 +394,7 @@ fn a_pause_waits_for_answers() {
     let mut machine = Machine::new();
     machine.ask(1, 16);
     machine.ask(2, 16);
-    machine.fs.serve();
+    machine.fs.serve(None);
     let worker = machine.worker.take().unwrap();
     let thread = std::thread::spawn(move || {
         for _ in 0..2 {
@@ -409,7 +409,7 @@ fn a_pause_waits_for_answers() {
     // Nor does one that is gone hold it up.
     machine.fs.resume().unwrap();
     machine.ask(3, 16);
-    machine.fs.serve();
+    machine.fs.serve(None);
     drop(thread.join().unwrap());
     machine.fs.pause();
     assert_eq!(machine.drivers[REQUESTS].used().len(), 3);
@@ -435,7 +435,7 @@ fn hostile_rings_do_no_harm() {
         };
         fs.activate(activation).unwrap();
         for _ in 0..3 {
-            fs.serve();
+            fs.serve(None);
             // A worker that mostly answers, with nonsense now and then.
             while let Some((id, opcode, _)) = worker.next() {
                 if opcode != FORGET {
