@@ -32,8 +32,8 @@ struct Measure {
 pub(super) fn measure(bench: &mut Bench, suite: Suite, subject: Subject) -> Result<Vec<Sample>, Error> {
     let (words, expected): (&[&str], &[Expected]) = match suite {
         Suite::Cpu => (&["cpu"], &catalogue::CPU),
-        Suite::Disk => (&["disk", "/"], &catalogue::DISK),
-        Suite::Volume => (&["disk", VOLUME], &catalogue::DISK),
+        Suite::Disk => (&["disk", "/", "1"], &catalogue::DISK),
+        Suite::Volume => (&["disk", VOLUME, "4"], &catalogue::VOLUME),
         Suite::Apps => (&["apps", "/"], &catalogue::APPS),
         _ => (&["syscall"], &catalogue::SYSCALL),
     };

@@ -82,7 +82,7 @@ impl Suite {
             Self::Cpu => "computing and memory bandwidth, inside",
             Self::Syscall => "system calls, inside",
             Self::Disk => "the root file system, inside",
-            Self::Volume => "a volume, inside: what disk does",
+            Self::Volume => "a volume, inside: a part of what disk does",
             Self::Network => "TCP and HTTP between the host and a workload, over a bridge network",
             Self::Apps => "a database, servers and a build, inside",
             Self::Exposure => "what of the host a workload reaches (proxies, no verdict)",

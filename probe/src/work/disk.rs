@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 
 use super::{Measure, timed};
 
-/// Bytes of the file that is written and read.
+/// Bytes of the file that is written and read, where all of the work is done.
 const BYTES: u64 = 64 << 20;
 const LARGE: usize = 128 << 10;
 const SMALL: usize = 4 << 10;
@@ -23,12 +23,43 @@ const DEPTH: usize = 32;
 const SYNCS: u64 = 100;
 const FILES: u64 = 1000;
 /// Directories in a directory, and files in each of those, of a tree with as many files.
-const BRANCHES: u64 = 10;
+const BRANCHES: u64 = 5;
 
 /// What `O_DIRECT` requires of a buffer at most.
 const ALIGNMENT: usize = 4096;
 
 const CACHED: &str = "this file system takes no direct access: random blocks come from the page cache";
+
+/// How much is done: one part in so many of everything.
+#[derive(Clone, Copy)]
+pub(super) struct Amounts {
+    bytes: u64,
+    random: u64,
+    syncs: u64,
+    files: u64,
+}
+
+impl Amounts {
+    /// One of so many parts of all of it; as many as all amounts can be divided into.
+    pub(super) fn part_of(parts: u64) -> Result<Self> {
+        ensure!(
+            matches!(parts, 1 | 2 | 4),
+            "there are no {parts} parts of this work"
+        );
+        Ok(Self {
+            bytes: BYTES / parts,
+            random: RANDOM / parts,
+            syncs: SYNCS / parts,
+            files: FILES / parts,
+        })
+    }
+
+    /// The same blocks in each run, without one twice: steps by a number that has no factor in common with theirs.
+    fn chosen(self) -> Result<Numbers> {
+        let blocks = self.bytes / small()?;
+        Ok((0..self.random).map(|turn| (turn * 7919 + 13) % blocks).collect())
+    }
+}
 
 /// Removed with all that is in it, whichever way the work ends.
 struct Directory(PathBuf);
@@ -41,28 +72,34 @@ impl Drop for Directory {
 }
 
 /// The measures, and what has to be known of them.
-pub(super) fn measure(directory: &str) -> Result<(Vec<Measure>, Option<&'static str>)> {
+pub(super) fn measure(directory: &str, amounts: Amounts) -> Result<(Vec<Measure>, Option<&'static str>)> {
     let directory = Directory(Path::new(directory).join(".rvm-disk"));
     fs::create_dir(&directory.0).with_context(|| format!("cannot make {}", directory.0.display()))?;
     let path = directory.0.join("file");
-    let mut measures = vec![timed("write-128k", BYTES, || write_all(&path))?];
+    let mut measures = vec![timed("write-128k", amounts.bytes, || {
+        write_all(&path, amounts.bytes)
+    })?];
     forget(&path)?;
-    measures.push(timed("read-128k", BYTES, || read_all(&path))?);
+    measures.push(timed("read-128k", amounts.bytes, || {
+        read_all(&path, amounts.bytes)
+    })?);
     let (file, note) = open_direct(&path)?;
     for (id, depth) in [("random-read-4k", 1), ("random-read-4k-32", DEPTH)] {
-        measures.push(timed(id, RANDOM, || {
-            at_once(depth, |turns| random_read(&file, turns))
+        measures.push(timed(id, amounts.random, || {
+            at_once(amounts, depth, |turns| random_read(&file, turns))
         })?);
     }
     for (id, depth) in [("random-write-4k", 1), ("random-write-4k-32", DEPTH)] {
-        measures.push(timed(id, RANDOM, || {
-            at_once(depth, |turns| random_write(&file, turns))
+        measures.push(timed(id, amounts.random, || {
+            at_once(amounts, depth, |turns| random_write(&file, turns))
         })?);
     }
     drop(file);
-    measures.push(timed("fsync", SYNCS, || syncs(&directory.0.join("journal")))?);
-    measures.extend(names(&directory.0)?);
-    measures.push(tree(&directory.0.join("tree"))?);
+    measures.push(timed("fsync", amounts.syncs, || {
+        syncs(&directory.0.join("journal"), amounts.syncs)
+    })?);
+    measures.extend(names(&directory.0, amounts.files)?);
+    measures.push(tree(&directory.0.join("tree"), amounts.files)?);
     Ok((measures, note))
 }
 
@@ -104,11 +141,11 @@ fn small() -> Result<u64> {
 }
 
 /// In blocks of 128 KiB, numbered by the 4 KiB, and waited for at the end. The sum is of what was written.
-fn write_all(path: &Path) -> Result<u64> {
+fn write_all(path: &Path, bytes: u64) -> Result<u64> {
     let mut file = File::create(path)?;
     let (small, mut written, mut number) = (small()?, 0, 0);
     let (mut large, mut block) = (Vec::with_capacity(LARGE), Block::new(SMALL));
-    while written < BYTES {
+    while written < bytes {
         large.clear();
         while large.len() < LARGE {
             large.extend_from_slice(block.fill(number));
@@ -118,7 +155,7 @@ fn write_all(path: &Path) -> Result<u64> {
         written += u64::try_from(large.len())?;
     }
     file.sync_all()?;
-    ensure!(number == BYTES / small, "{number} blocks were written");
+    ensure!(number == bytes / small, "{number} blocks were written");
     Ok(number)
 }
 
@@ -130,11 +167,11 @@ fn forget(path: &Path) -> Result<()> {
 }
 
 /// The number of blocks that hold what they should.
-fn read_all(path: &Path) -> Result<u64> {
+fn read_all(path: &Path, bytes: u64) -> Result<u64> {
     let mut file = File::open(path)?;
     let mut buffer = vec![0; LARGE];
     let (mut number, mut right) = (0_u64, 0);
-    for _ in 0..BYTES / u64::try_from(LARGE)? {
+    for _ in 0..bytes / u64::try_from(LARGE)? {
         file.read_exact(&mut buffer)?;
         for block in buffer.chunks(SMALL) {
             let word = number.to_le_bytes();
@@ -163,17 +200,11 @@ fn open_direct(path: &Path) -> Result<(File, Option<&'static str>)> {
     }
 }
 
-/// The same blocks in each run, without one twice: steps by a number that has no factor in common with theirs.
-fn chosen() -> Result<Numbers> {
-    let blocks = BYTES / small()?;
-    Ok((0..RANDOM).map(|turn| (turn * 7919 + 13) % blocks).collect())
-}
-
 type Numbers = Vec<u64>;
 
 /// Shares the chosen blocks out to so many threads, and sums what each comes to.
-fn at_once(depth: usize, work: impl Fn(Numbers) -> Result<u64> + Sync) -> Result<u64> {
-    let all = chosen()?;
+fn at_once(amounts: Amounts, depth: usize, work: impl Fn(Numbers) -> Result<u64> + Sync) -> Result<u64> {
+    let all = amounts.chosen()?;
     thread::scope(|scope| {
         let share = |first: usize| all.iter().skip(first).step_by(depth).copied().collect();
         let threads: Vec<_> = (0..depth)
@@ -206,10 +237,10 @@ fn random_write(file: &File, numbers: Numbers) -> Result<u64> {
 }
 
 /// Each waits until what it has appended is on the disk.
-fn syncs(path: &Path) -> Result<u64> {
+fn syncs(path: &Path, count: u64) -> Result<u64> {
     let mut file = File::create(path)?;
     let mut block = Block::new(SMALL);
-    for number in 0..SYNCS {
+    for number in 0..count {
         file.write_all(block.fill(number))?;
         file.sync_data()?;
     }
@@ -217,18 +248,18 @@ fn syncs(path: &Path) -> Result<u64> {
 }
 
 /// Small files: made, looked at, looked for in vain, and removed.
-fn names(directory: &Path) -> Result<Vec<Measure>> {
+fn names(directory: &Path, files: u64) -> Result<Vec<Measure>> {
     let directory = directory.join("names");
     fs::create_dir(&directory)?;
     let path = |number: u64| directory.join(format!("file-{number}"));
-    let create = timed("create", FILES, || {
-        for number in 0..FILES {
+    let create = timed("create", files, || {
+        for number in 0..files {
             File::create_new(path(number))?;
         }
         Ok(u64::try_from(fs::read_dir(&directory)?.count())?)
     })?;
-    let stat = timed("stat", FILES, || {
-        Ok((0..FILES)
+    let stat = timed("stat", files, || {
+        Ok((0..files)
             .map(|number| u64::from(fs::metadata(path(number)).is_ok_and(|file| file.len() == 0)))
             .sum())
     })?;
@@ -236,30 +267,30 @@ fn names(directory: &Path) -> Result<Vec<Measure>> {
         let missing = directory.join(format!("absent-{number}"));
         fs::metadata(missing).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     };
-    let lookup = timed("stat-absent", FILES, || {
-        Ok((0..FILES).map(|number| u64::from(absent(number))).sum())
+    let lookup = timed("stat-absent", files, || {
+        Ok((0..files).map(|number| u64::from(absent(number))).sum())
     })?;
-    let unlink = timed("unlink", FILES, || {
-        for number in 0..FILES {
+    let unlink = timed("unlink", files, || {
+        for number in 0..files {
             fs::remove_file(path(number))?;
         }
-        Ok(FILES - u64::try_from(fs::read_dir(&directory)?.count())?)
+        Ok(files - u64::try_from(fs::read_dir(&directory)?.count())?)
     })?;
     Ok(vec![create, stat, lookup, unlink])
 }
 
 /// Directories of directories of files: each is listed, and each file looked at.
-fn tree(root: &Path) -> Result<Measure> {
+fn tree(root: &Path, files: u64) -> Result<Measure> {
     for branch in 0..BRANCHES {
         for twig in 0..BRANCHES {
             let directory = root.join(branch.to_string()).join(twig.to_string());
             fs::create_dir_all(&directory)?;
-            for leaf in 0..FILES / BRANCHES / BRANCHES {
+            for leaf in 0..files / BRANCHES / BRANCHES {
                 File::create_new(directory.join(leaf.to_string()))?;
             }
         }
     }
-    timed("stat-tree", FILES, || files_below(root))
+    timed("stat-tree", files, || files_below(root))
 }
 
 fn files_below(directory: &Path) -> Result<u64> {
@@ -289,27 +320,39 @@ mod tests {
 
     #[test]
     fn blocks_are_shared_out_and_none_is_left_out() {
-        let counted = |depth| at_once(depth, |numbers| Ok(numbers.iter().sum()));
-        let all: u64 = chosen().unwrap().iter().sum();
+        let amounts = Amounts::part_of(1).unwrap();
+        let counted = |depth| at_once(amounts, depth, |numbers| Ok(numbers.iter().sum()));
+        let all: u64 = amounts.chosen().unwrap().iter().sum();
         assert_eq!((counted(1).unwrap(), counted(DEPTH).unwrap()), (all, all));
-        assert!(at_once(DEPTH, |numbers| Ok(u64::try_from(numbers.len())?)).unwrap() == RANDOM);
-        assert!(at_once(2, |_| anyhow::bail!("no")).is_err());
+        assert!(at_once(amounts, DEPTH, |numbers| Ok(u64::try_from(numbers.len())?)).unwrap() == RANDOM);
+        assert!(at_once(amounts, 2, |_| anyhow::bail!("no")).is_err());
     }
 
     #[test]
     fn every_file_of_a_tree_is_looked_at() {
         let directory = tempfile::tempdir().unwrap();
-        let measure = tree(&directory.path().join("tree")).unwrap();
-        assert_eq!((measure.operations, measure.check), (FILES, FILES));
+        for parts in [1, 2, 4] {
+            let files = Amounts::part_of(parts).unwrap().files;
+            let measure = tree(&directory.path().join("tree"), files).unwrap();
+            assert_eq!(
+                (measure.operations, measure.check),
+                (FILES / parts, FILES / parts)
+            );
+            fs::remove_dir_all(directory.path().join("tree")).unwrap();
+        }
+        assert!(Amounts::part_of(3).is_err());
+        tree(&directory.path().join("tree"), FILES).unwrap();
         File::create(directory.path().join("tree/3/4/more")).unwrap();
         assert_eq!(files_below(directory.path()).unwrap(), FILES + 1);
     }
 
     #[test]
     fn no_block_is_chosen_twice() {
-        let mut numbers = chosen().unwrap();
-        numbers.sort_unstable();
-        numbers.dedup();
-        assert_eq!(u64::try_from(numbers.len()).unwrap(), RANDOM);
+        for parts in [1, 2, 4] {
+            let mut numbers = Amounts::part_of(parts).unwrap().chosen().unwrap();
+            numbers.sort_unstable();
+            numbers.dedup();
+            assert_eq!(u64::try_from(numbers.len()).unwrap(), RANDOM / parts);
+        }
     }
 }

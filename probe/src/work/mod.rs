@@ -50,8 +50,9 @@ pub(crate) fn run(words: &[&str]) -> Result<()> {
         ["end"] => Ok(()),
         ["cpu"] => answer("cpu", cpu::measure()?),
         ["syscall"] => answer("syscall", calls::measure()?),
-        ["disk", directory] => {
-            let (measures, note) = disk::measure(directory)?;
+        ["disk", directory, parts] => {
+            let amounts = disk::Amounts::part_of(parts.parse().context("no number of parts")?)?;
+            let (measures, note) = disk::measure(directory, amounts)?;
             crate::print(&Answer {
                 work: "disk",
                 measures,
