@@ -444,9 +444,9 @@ impl StoppedThread {
     /// `ESRCH` where there is none, `EPERM` where it may not be traced or is by somebody else.
     pub(crate) fn stop(thread: i32) -> io::Result<Self> {
         // `PTRACE_SEIZE` takes options, of which there are none here.
-        ptrace(libc::PTRACE_SEIZE, thread, 0, ptr::null_mut())?;
+        ptrace(libc::PTRACE_SEIZE, thread, 0, 0)?;
         let stopped = Self(thread);
-        ptrace(libc::PTRACE_INTERRUPT, thread, 0, ptr::null_mut())?;
+        ptrace(libc::PTRACE_INTERRUPT, thread, 0, 0)?;
         let mut status = 0;
         loop {
             // SAFETY: waitpid writes the status, a c_int, and keeps no pointer to it.
@@ -454,25 +454,27 @@ impl StoppedThread {
             match check(waited.min(0).into()) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
-                Ok(()) if libc::WIFSTOPPED(status) => return Ok(stopped),
+                Ok(()) if status >> 16 == libc::PTRACE_EVENT_STOP => return Ok(stopped),
+                // A signal came first, and is the thread's to have.
+                Ok(()) if libc::WIFSTOPPED(status) => {
+                    let signal = usize::try_from(libc::WSTOPSIG(status)).map_err(io::Error::other)?;
+                    ptrace(libc::PTRACE_CONT, thread, 0, signal)?;
+                }
                 // It has ended.
                 Ok(()) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             }
         }
     }
 
-    /// Its seccomp filters as they were installed, the last one first.
+    /// Its seccomp filters as they were installed, the first one first; none of a thread without.
     ///
     /// # Errors
-    /// `EACCES` without `CAP_SYS_ADMIN`, `EIO` where the kernel does not tell.
+    /// `EACCES` without `CAP_SYS_ADMIN`, `Unsupported` of a kernel without `CONFIG_CHECKPOINT_RESTORE`.
     pub(crate) fn seccomp_filters(&self) -> io::Result<Vec<Vec<libc::sock_filter>>> {
         let mut filters = Vec::new();
         for index in 0.. {
-            let count = match ptrace(PTRACE_SECCOMP_GET_FILTER, self.0, index, ptr::null_mut()) {
-                Ok(count) => usize::try_from(count).map_err(io::Error::other)?,
-                // There are no more, or it has none at all.
-                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => break,
-                Err(error) => return Err(error),
+            let Some(count) = self.seccomp_filter(index, None)? else {
+                break;
             };
             let nothing = libc::sock_filter {
                 code: 0,
@@ -481,41 +483,57 @@ impl StoppedThread {
                 k: 0,
             };
             let mut filter = vec![nothing; count];
-            // The thread stands still, so its filters are the same, and the kernel writes as many instructions as it said.
-            ptrace(
-                PTRACE_SECCOMP_GET_FILTER,
-                self.0,
-                index,
-                filter.as_mut_ptr().cast(),
-            )?;
+            if self.seccomp_filter(index, Some(&mut filter))? != Some(count) {
+                return Err(io::Error::other("a seccomp filter has changed its length"));
+            }
             filters.push(filter);
         }
+        if filters.is_empty() && self.is_filtered()? {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         Ok(filters)
+    }
+
+    /// The number of instructions of a filter, which are written to `into`, as many as it has room for exactly; `None` where there is
+    /// no filter of that index.
+    fn seccomp_filter(
+        &self,
+        index: usize,
+        into: Option<&mut [libc::sock_filter]>,
+    ) -> io::Result<Option<usize>> {
+        let data = into.map_or(ptr::null_mut(), <[_]>::as_mut_ptr);
+        // SAFETY: without `data` the kernel only counts. Else it writes as many instructions as it has counted, which is how many
+        // there is room for: filters are numbered from the first one on, and one that is installed never changes.
+        let count = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, self.0, index, data) };
+        match check(count.min(0)).map(|()| count) {
+            Ok(count) => Ok(Some(usize::try_from(count).map_err(io::Error::other)?)),
+            // There are no more, or it has none at all, or the kernel cannot tell.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether there are filters, as proc(5) tells.
+    fn is_filtered(&self) -> io::Result<bool> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0))?;
+        Ok(status.lines().any(|line| line == "Seccomp:\t2"))
     }
 }
 
 impl Drop for StoppedThread {
     fn drop(&mut self) {
         // Fails only where it has ended, or has not stopped, and then the end of this thread lets go of it.
-        let _ = ptrace(libc::PTRACE_DETACH, self.0, 0, ptr::null_mut());
+        let _ = ptrace(libc::PTRACE_DETACH, self.0, 0, 0);
     }
 }
 
 /// `linux/ptrace.h`.
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 
-/// Requests of ptrace(2) that take a number as address and write to `data` at most what they say; `data` is null where they write
-/// nothing.
-fn ptrace(
-    request: libc::c_uint,
-    thread: libc::pid_t,
-    address: usize,
-    data: *mut c_void,
-) -> io::Result<libc::c_long> {
-    // SAFETY: of the requests made here one writes to `data`, as many instructions as the vector behind it has room for, since it said
-    // before how many there are and the thread has stood still since then.
-    let result = unsafe { libc::ptrace(request, thread, address, data) };
-    check(result.min(0)).map(|()| result)
+/// Requests of ptrace(2) that take two numbers and write nothing.
+fn ptrace(request: libc::c_uint, thread: libc::pid_t, address: usize, data: usize) -> io::Result<()> {
+    // SAFETY: of the requests made here (attach, interrupt, go on, let go) none takes a pointer.
+    check(unsafe { libc::ptrace(request, thread, address, data) })
 }
 
 /// Loads an eBPF program of type `BPF_PROG_TYPE_CGROUP_DEVICE`. bpf(2).

@@ -13,7 +13,7 @@ Examples:
   rvm bench debian                                           every suite; prints a table
   rvm bench --suite startup,memory --runs 50 debian
   rvm bench --suite startup --also crun,qemu debian          beside other programs, if they are installed
-  rvm bench --suite startup --cold debian                    as after a reboot: nothing of the image in memory
+  rvm bench --suite startup --cold debian                    what nobody has mapped is read from the disk again
   rvm bench --pin 2,3 --json a.json --html report.html debian
   rvm bench diff a.json b.json                               what has changed between two reports
 

@@ -195,7 +195,7 @@ const ROWS: [Row; 67] = [
     row(
         Cpu,
         "idle",
-        "one at rest: processor time of all its processes, each second",
+        "one at rest, 2 s after its start: processor time, each second",
         Milliseconds,
         Less,
     ),

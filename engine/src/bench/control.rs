@@ -8,8 +8,9 @@
 use std::process::{Command, Stdio};
 
 use super::catalogue::CONTROL;
+use super::command::time;
 use super::plan::Suite;
-use super::startup::{milliseconds, time};
+use super::startup::milliseconds;
 use super::{Bench, Error, Sample};
 use crate::layout::Asset;
 

@@ -3,8 +3,9 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::command::{Timed, time};
 use super::plan::Subject;
-use super::startup::{self, Timed, milliseconds};
+use super::startup::{self, milliseconds};
 use super::statistics::median;
 use super::{Bench, Error, Sample, number};
 use crate::life::Stop;
@@ -61,7 +62,7 @@ fn at_once(bench: &Bench, subject: Subject, count: usize) -> Result<Together, Er
     let begun = Instant::now();
     let threads: Vec<_> = commands
         .into_iter()
-        .map(|command| thread::spawn(move || startup::time(command, startup::OUTPUT)))
+        .map(|command| thread::spawn(move || time(command, startup::OUTPUT)))
         .collect();
     // A panic aborts the process, so joining cannot fail.
     let joined = threads.into_iter().filter_map(|thread| thread.join().ok());

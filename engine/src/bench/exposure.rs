@@ -74,7 +74,10 @@ pub(super) fn measure(bench: &mut Bench, subject: Subject) -> Result<Vec<Sample>
                 .copied()
                 .map(str::to_owned)
                 .collect();
-            samples.push(Sample::new("allowed", number(count(&allowed))));
+            // Without any filter all calls are allowed, and how many those are is not known here.
+            if !allowed.is_empty() {
+                samples.push(Sample::new("allowed", number(count(&allowed))));
+            }
             (privileges(&processes, &filters), allowed)
         }
         Err(error) => {
@@ -179,20 +182,21 @@ type Filters = BTreeMap<i32, Option<BTreeSet<&'static str>>>;
 /// Reads the filters of processes from the kernel. Threads that end meanwhile allow nothing.
 fn filters(processes: &[i32]) -> io::Result<Filters> {
     let of_process = |pid: &i32| -> io::Result<(i32, Option<BTreeSet<&'static str>>)> {
-        let mut all = Some(BTreeSet::new());
+        let (mut allowed, mut unfiltered) = (None, false);
         for thread in outside::threads(*pid) {
             match allowed_calls(thread) {
-                Ok(allowed) => {
-                    all = all.zip(allowed).map(|(mut all, allowed)| {
-                        all.extend(allowed);
-                        all
-                    });
-                }
+                Ok(Some(calls)) => allowed.get_or_insert_with(BTreeSet::new).extend(calls),
+                Ok(None) => unfiltered = true,
                 Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok((*pid, all))
+        if allowed.is_some() && unfiltered {
+            return Err(io::Error::other(format!(
+                "process {pid} has threads with and without a filter"
+            )));
+        }
+        Ok((*pid, allowed))
     };
     processes.iter().map(of_process).collect()
 }

@@ -5,10 +5,12 @@
 //! thrown away; and a report keeps every sample and the circumstances. Nothing here knows how a report is shown.
 
 pub mod catalogue;
+mod command;
 mod control;
 mod density;
 pub mod diff;
 mod exposure;
+mod family;
 mod idle;
 mod inside;
 pub mod manifest;
@@ -436,8 +438,10 @@ impl Samples {
     }
 }
 
-/// What the host knows of its disks goes: pages, names and files (Documentation/admin-guide/sysctl/vm.rst).
+/// What the host knows of its disks goes: pages, names and files (Documentation/admin-guide/sysctl/vm.rst). What somebody has mapped
+/// stays, so this program, which is the one that is started, lets go of its own.
 fn drop_caches() -> io::Result<()> {
+    rvm_isolation::release_program_pages()?;
     // What is not written yet would stay.
     rustix::fs::sync();
     std::fs::write("/proc/sys/vm/drop_caches", "3")

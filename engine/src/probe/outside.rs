@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::cgroup;
 
@@ -81,19 +80,6 @@ pub(crate) fn threads(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-/// Time that they have been on a processor, a guest's included; `None` where the kernel does not count it. What threads that have
-/// ended took is not in it, nor is a process that ends meanwhile.
-pub(crate) fn processor_time(processes: &[i32]) -> Option<Duration> {
-    let threads = processes.iter().flat_map(|pid| threads(*pid));
-    // Nanoseconds on a processor come first (Documentation/scheduler/sched-stats.rst).
-    let counted = |thread: i32| {
-        let text = fs::read_to_string(format!("/proc/{thread}/schedstat")).ok()?;
-        text.split_whitespace().next()?.parse().ok()
-    };
-    let times: Vec<u64> = threads.filter_map(counted).collect();
-    (!times.is_empty()).then(|| Duration::from_nanos(times.iter().sum()))
-}
-
 /// Bytes that a table of the kernel's gives under a name, in kB.
 pub(crate) fn kib(table: &str, name: &str) -> Option<u64> {
     field(table, name)?
@@ -155,9 +141,6 @@ pub(crate) fn namespaces(pid: i32) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-    use std::thread;
-
     use super::*;
 
     #[test]
@@ -186,22 +169,6 @@ mod tests {
         assert_eq!(super::memory(&[]), Memory::default());
         assert!(process(own).unwrap().namespaces["pid"].starts_with("pid:["));
         assert_eq!(process(-1), None);
-    }
-
-    #[test]
-    fn the_time_on_a_processor_grows() {
-        let mut busy = Command::new("sh")
-            .args(["-c", "while :; do :; done"])
-            .spawn()
-            .unwrap();
-        let time = || processor_time(&[i32::try_from(busy.id()).unwrap()]).unwrap();
-        let before = time();
-        while time() <= before {
-            thread::yield_now();
-        }
-        busy.kill().unwrap();
-        busy.wait().unwrap();
-        assert_eq!(processor_time(&[-1]), None);
     }
 
     #[test]

@@ -26,8 +26,8 @@ const DATA_BYTES: u32 = 64;
 /// thread stands still meanwhile.
 ///
 /// # Errors
-/// Those of ptrace(2): `EPERM` without the right to trace it, `EACCES` without `CAP_SYS_ADMIN`, `EIO` of a kernel without
-/// `CONFIG_CHECKPOINT_RESTORE`, `ESRCH` where there is no such thread.
+/// Those of ptrace(2): `EPERM` without the right to trace it, `EACCES` without `CAP_SYS_ADMIN`, `ESRCH` where there is no such thread;
+/// `Unsupported` of a kernel without `CONFIG_CHECKPOINT_RESTORE`.
 pub fn allowed_calls(thread: i32) -> io::Result<Option<BTreeSet<&'static str>>> {
     let filters = StoppedThread::stop(thread)?.seccomp_filters()?;
     if filters.is_empty() {

@@ -262,6 +262,11 @@ impl MutEventSubscriber for FsSubscriber {
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let mut device = lock(&self.device);
+        if events.fd() == device.session.socket().as_raw_fd()
+            && events.event_set().contains(EventSet::HANG_UP)
+        {
+            device.session.hung_up();
+        }
         device.serve(Some(events.fd()));
         let full = device.session.is_full();
         if full != self.waits_for_room {

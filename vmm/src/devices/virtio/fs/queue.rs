@@ -52,6 +52,7 @@ impl Queues {
         session: &mut Session,
     ) -> Result<Outcome, RingError> {
         let mut outcome = self.give_back(memory, session, MAX_MESSAGES, false)?;
+        session.forget_full();
         for index in 0..self.0.len() {
             if !self.0.get(index).is_some_and(|queue| queue.unseen) {
                 continue;

@@ -61,7 +61,7 @@ pub(super) struct Session {
     lost: bool,
     /// By the device's number; `None` if the driver that asked is gone.
     waiting: BTreeMap<u64, Option<Waiting>>,
-    /// The last request found no room on the socket.
+    /// A request has found no room on the socket since that was forgotten.
     full: bool,
     next_id: u64,
 }
@@ -91,9 +91,22 @@ impl Session {
         self.waiting.len() < MAX_WAITING
     }
 
-    /// Whether a request waits for room on the socket.
+    /// Whether a request has found no room on the socket since [`Session::forget_full`].
     pub(super) fn is_full(&self) -> bool {
         self.full
+    }
+
+    /// Each queue is about to be tried again that has a request which found no room.
+    pub(super) fn forget_full(&mut self) {
+        self.full = false;
+    }
+
+    /// The other end of the socket is closed. What it said before can still be heard where somebody waits for it.
+    pub(super) fn hung_up(&mut self) {
+        // Giving it up is an event of the socket's as well.
+        if !self.lost && self.waiting.is_empty() {
+            self.lose();
+        }
     }
 
     /// Whether the driver waits for answers.
@@ -116,9 +129,7 @@ impl Session {
         let mut slices = vec![VolatileSlice::from(request.0.as_mut_slice())];
         slices.extend(body.slices());
         let bytes: usize = slices.iter().map(VolatileSlice::len).sum();
-        let sent = sys::send(self.socket(), &slices);
-        self.full = matches!(&sent, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
-        match sent {
+        match sys::send(self.socket(), &slices) {
             Ok(sent) if sent == bytes => {
                 self.next_id += 1;
                 if waiting.is_some() {
@@ -126,7 +137,10 @@ impl Session {
                 }
                 Sent::Yes
             }
-            Err(_) if self.full => Sent::NoRoom,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.full = true;
+                Sent::NoRoom
+            }
             // The host has no memory for it now.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM)) => {
                 Sent::Failed(libc::ENOMEM)
@@ -246,6 +260,7 @@ impl Session {
         for waiting in self.waiting.values_mut() {
             *waiting = None;
         }
+        self.full = false;
     }
 }
 

@@ -1,18 +1,21 @@
 //! The device between a driver and a worker that are both played here, and both mean harm.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use event_manager::{EventManager, SubscriberOps as _};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::message::{Answer, IN_HEADER_BYTES, MAX_MESSAGE_BYTES, Request};
-use super::{Fs, FsError};
+use super::{Fs, FsError, FsSubscriber};
+use crate::bus::lock;
 use crate::config::FsTag;
 use crate::devices::virtio::hostile::{Random, hostile_ring};
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::test_driver::Driver;
 use crate::devices::virtio::{Activation, VirtioDevice as _};
+use crate::stop::StopSignal;
 
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
@@ -343,6 +346,101 @@ fn a_worker_that_does_not_read_holds_requests_up_and_no_more() {
         machine.fs.serve(None);
     }
     assert_eq!(machine.drivers[REQUESTS].used().len(), 7);
+}
+
+/// A device in an event loop, so that nothing happens without an event.
+struct Looped {
+    worker: Option<Worker>,
+    drivers: Vec<Driver>,
+    device: Arc<Mutex<Fs>>,
+    events: EventManager<FsSubscriber>,
+}
+
+impl Looped {
+    fn new() -> Self {
+        let Machine {
+            fs, worker, drivers, ..
+        } = Machine::new();
+        let device = Arc::new(Mutex::new(fs));
+        let mut events = EventManager::new().unwrap();
+        let stop = Arc::new(StopSignal::new().unwrap());
+        events.add_subscriber(FsSubscriber::new(device.clone(), stop));
+        let mut looped = Self {
+            worker,
+            drivers,
+            device,
+            events,
+        };
+        // It has just been activated.
+        looped.turn();
+        looped
+    }
+
+    fn worker(&self) -> &Worker {
+        self.worker.as_ref().unwrap()
+    }
+
+    fn notify(&self, queue: usize) {
+        lock(&self.device).notifications()[queue].write(1).unwrap();
+    }
+
+    /// Until there are no more events.
+    fn turn(&mut self) {
+        while self.events.run_with_timeout(0).unwrap() > 0 {}
+    }
+}
+
+#[test]
+fn one_notification_is_enough_for_all_requests_before_it() {
+    let mut looped = Looped::new();
+    let data = vec![5; 100_000];
+    for id in 0..7 {
+        looped.drivers[REQUESTS].request(&[&request(WRITE, id, &data)], &[16]);
+    }
+    looped.notify(REQUESTS);
+    let mut served = 0;
+    while served < 7 {
+        looped.turn();
+        // A worker that takes requests off and does not answer yet makes room.
+        let (id, _, body) = looped.worker().next().expect("nobody comes back");
+        assert_eq!(body, data);
+        looped.turn();
+        looped.worker().answer(id, &[]);
+        served += 1;
+    }
+    looped.turn();
+    assert_eq!(looped.drivers[REQUESTS].used().len(), 7);
+}
+
+#[test]
+fn a_queue_without_room_is_not_forgotten_for_another_with() {
+    let mut looped = Looped::new();
+    // Queue 0 finds no room for its last request; the one of queue 1 is small, and may find some.
+    let large = vec![7; 100_000];
+    for _ in 0..4 {
+        looped.drivers[HIGH_PRIORITY].request(&[&request(FORGET, 0, &large)], &[]);
+    }
+    looped.drivers[REQUESTS].request(&[&request(LOOKUP, 1, b"name\0")], &[16, 16]);
+    looped.notify(HIGH_PRIORITY);
+    looped.notify(REQUESTS);
+    looped.turn();
+    // No request is ever answered.
+    let mut forgotten = 0;
+    while let Some((_, opcode, _)) = looped.worker().next() {
+        forgotten += usize::from(opcode == FORGET);
+        looped.turn();
+    }
+    assert_eq!(forgotten, 4);
+    assert_eq!(looped.drivers[HIGH_PRIORITY].used().len(), 4);
+}
+
+#[test]
+fn a_worker_that_is_gone_is_known_while_nobody_asks() {
+    let mut looped = Looped::new();
+    looped.worker = None;
+    looped.turn();
+    let backend = lock(&looped.device).backend();
+    assert!(backend.starts_with("a worker that is lost"), "{backend}");
 }
 
 #[test]
