@@ -83,7 +83,7 @@ const fn row(suite: Suite, id: &'static str, title: &'static str, unit: Unit, be
 }
 
 /// Every row, in the order in which they are shown. A volume's are a disk's; of phases, see [`phase`].
-const ROWS: [Row; 67] = [
+const ROWS: [Row; 68] = [
     row(
         Startup,
         "total",
@@ -188,6 +188,13 @@ const ROWS: [Row; 67] = [
         "128 MiB freed: the part that the host has again",
         Percent,
         More,
+    ),
+    row(
+        Memory,
+        "file-cache",
+        "64 MiB of a file read: what its processes take for it, beside the host's cache",
+        Bytes,
+        Less,
     ),
     row(Cpu, "compute", "a step of a computation", Nanoseconds, Less),
     row(Cpu, "memory-copy", "copying memory", BytesPerSecond, More),

@@ -14,6 +14,9 @@ use crate::probe::{Session, outside};
 /// What the workload takes.
 pub const HOG_BYTES: u64 = 128 * MIB;
 
+/// What it then reads of a file.
+const FILE_BYTES: u64 = 64 * MIB;
+
 /// Of the host's; the workload writes to each.
 const PAGE: u64 = 4096;
 
@@ -129,6 +132,9 @@ fn taken(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     expect(&mut session, 0)?;
     let grown = number(full.pss) - rest;
     let after = lowest(&session, rest + grown / 20.0)?;
+    session.say(&format!("read {FILE_BYTES}"))?;
+    expect(&mut session, FILE_BYTES)?;
+    let cached = number(settled(&session)?.pss) - after;
     session.finish()?;
     let returned = (number(full.pss) - after) / grown.max(1.0) * 100.0;
     Ok(vec![
@@ -136,6 +142,7 @@ fn taken(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
         Sample::new("hog-host", grown),
         Sample::new("hog-available", before - full_available),
         Sample::new("hog-returned", returned.clamp(0.0, 100.0)),
+        Sample::new("file-cache", cached.max(0.0)),
     ])
 }
 

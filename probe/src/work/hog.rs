@@ -1,11 +1,18 @@
-//! Memory of an exact size, held as long as it is wanted.
+//! Memory of an exact size, held as long as it is wanted, and files of an exact size, read.
 
-use std::io::BufRead as _;
+use std::fs::File;
+use std::io::{BufRead as _, Read as _, Write as _};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
 
 const PAGE: usize = 4096;
+
+/// What is written and read at once.
+const PIECE: usize = 1 << 20;
+
+/// In the root of the container, with which it goes.
+const FILE: &str = "/.rvm-hog";
 
 /// What it holds now.
 #[derive(Serialize)]
@@ -16,16 +23,22 @@ struct Holding {
     check: u64,
 }
 
-/// Takes `bytes`, writes to all of them, and tells so; `free` on a line gives them back, and the end of standard input is
-/// the end.
+/// Takes `bytes`, writes to all of them, and tells so; `free` on a line gives them back, `read BYTES` makes a file of that size, reads
+/// it and tells what it has read, and the end of standard input is the end.
 pub(super) fn run(bytes: usize) -> Result<()> {
     let mut held = filled(bytes);
     tell(&held)?;
     for line in std::io::stdin().lock().lines() {
-        match line?.as_str() {
+        let line = line?;
+        if let Some(size) = line.strip_prefix("read ") {
+            let size = size.parse().context("no number of bytes")?;
+            crate::print(&read(FILE, size)?)?;
+            continue;
+        }
+        match line.as_str() {
             "free" => held = Vec::new(),
             "take" => held = filled(bytes),
-            other => bail!("neither free nor take: {other:?}"),
+            other => bail!("neither free, take nor read: {other:?}"),
         }
         tell(&held)?;
     }
@@ -45,6 +58,39 @@ fn filled(bytes: usize) -> Vec<u8> {
     held
 }
 
+/// Writes a file, waits until the disk has it, and reads it, a piece at a time.
+fn read(path: &str, bytes: usize) -> Result<Holding> {
+    let mut file = File::create(path)?;
+    let mut piece = filled(PIECE.min(bytes));
+    let mut left = bytes;
+    while left > 0 {
+        let length = left.min(PIECE);
+        file.write_all(piece.get(..length).unwrap_or_default())?;
+        left -= length;
+    }
+    file.sync_all()?;
+    let mut file = File::open(path)?;
+    let (mut found, mut check) = (0, 0);
+    loop {
+        let length = file.read(&mut piece)?;
+        if length == 0 {
+            break;
+        }
+        let read = piece.get(..length).unwrap_or_default();
+        check += read
+            .iter()
+            .step_by(PAGE)
+            .map(|byte| u64::from(*byte))
+            .sum::<u64>();
+        found += length;
+    }
+    Ok(Holding {
+        work: "hog",
+        bytes: found,
+        check,
+    })
+}
+
 fn tell(held: &[u8]) -> Result<()> {
     crate::print(&Holding {
         work: "hog",
@@ -56,6 +102,15 @@ fn tell(held: &[u8]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_read_as_it_was_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        let bytes = 2 * PIECE + 3 * PAGE;
+        let read = read(path.to_str().unwrap(), bytes).unwrap();
+        assert_eq!((read.bytes, read.check), (bytes, 512 + 3));
+    }
 
     #[test]
     fn pages_differ() {
