@@ -83,7 +83,7 @@ const fn row(suite: Suite, id: &'static str, title: &'static str, unit: Unit, be
 }
 
 /// Every row, in the order in which they are shown. A volume's are a disk's; of phases, see [`phase`].
-const ROWS: [Row; 68] = [
+const ROWS: [Row; 69] = [
     row(
         Startup,
         "total",
@@ -118,6 +118,13 @@ const ROWS: [Row; 68] = [
         "MemAvailable taken by each of many at rest",
         Bytes,
         Less,
+    ),
+    row(
+        Memory,
+        "would-fit",
+        "at rest that MemAvailable would hold, reckoned from what each of many takes",
+        Count,
+        More,
     ),
     row(
         Memory,

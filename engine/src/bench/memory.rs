@@ -112,7 +112,13 @@ fn many(bench: &Bench, subject: Subject) -> Result<Vec<Sample>, Error> {
     for session in sessions {
         session.finish()?;
     }
-    Ok(vec![Sample::new("available-each", taken / count)])
+    let each = taken / count;
+    let mut samples = vec![Sample::new("available-each", each)];
+    // What the host did meanwhile may have hidden all that they take.
+    if each > 0.0 {
+        samples.push(Sample::new("would-fit", before / each));
+    }
+    Ok(samples)
 }
 
 /// Memory of known size is taken, and freed again.

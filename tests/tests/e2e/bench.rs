@@ -169,6 +169,10 @@ fn memory_of_known_size_is_seen_as_that_size() -> Result<()> {
                 assert!((seen / taken - 1.0).abs() < 0.05, "{row} of {subject} is {seen}");
             }
             assert!(number(&rows, "hog-returned")? > 90.0, "{rows:?}");
+            if let Some(fit) = rows.get("would-fit").and_then(Value::as_f64) {
+                let each = number(&rows, "available-each")?;
+                assert!(fit > 1.0 && fit * each < 64e9, "{rows:?}");
+            }
             // A guest has a cache of its own, a container the host's.
             let (cached, file) = (number(&rows, "file-cache")?, f64::from(64 << 20));
             let expected = if subject == "vm" { 0.9..1.5 } else { 0.0..0.1 };
