@@ -48,6 +48,9 @@ fn measure(engine: &Engine, arguments: Measured) -> Result<u8> {
     }
     suite.sort_unstable();
     suite.dedup();
+    if cold && !suite.contains(&Suite::Startup) {
+        bail!("--cold is about the startup suite, which is not among those that --suite names");
+    }
     also.sort_unstable();
     also.dedup();
     let plan = Plan {
