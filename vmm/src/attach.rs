@@ -15,6 +15,7 @@ use crate::devices::virtio::fs::{Fs, FsError, FsSubscriber};
 use crate::devices::virtio::interrupt::{ACKNOWLEDGE_REGISTER, Interrupt, USED_BUFFER};
 use crate::devices::virtio::mmio::{MmioTransport, NOTIFY_REGISTER, SharedDevice};
 use crate::devices::virtio::net::{Net, NetError};
+use crate::devices::virtio::registers::Registers;
 use crate::devices::virtio::rng::{Rng, RngSubscriber};
 use crate::devices::virtio::vsock::{Vsock, VsockSubscriber};
 use crate::event_loop::Subscriber;
@@ -224,12 +225,13 @@ impl<'a> VirtioDevices<'a> {
             self.vm
                 .connect_doorbell(notification, address + NOTIFY_REGISTER, queue)?;
         }
-        // Each interrupt of a queue is acknowledged, which has happened when its cause was read: one way out of the guest less.
-        // KVM keeps the event, which nobody reads.
+        // Each interrupt of a queue is acknowledged, of which nobody has to know: one way out to this process less. KVM keeps the
+        // event, which nobody reads.
         let acknowledged = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::Descriptor)?;
         self.vm
             .connect_doorbell(&acknowledged, address + ACKNOWLEDGE_REGISTER, USED_BUFFER)?;
-        let interrupt = Arc::new(Interrupt::new(event));
+        let registers = Registers::new(self.vm.registers(), address).ok_or(DeviceError::TooMany)?;
+        let interrupt = Arc::new(Interrupt::new(event, registers));
         let transport = MmioTransport::new(device, self.vm.memory().clone(), interrupt);
         let transport = Arc::new(Mutex::new(transport));
         self.bus

@@ -53,6 +53,9 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// Not even a few pages.
+    #[error("cannot map the pages of devices")]
+    Pages(#[source] io::Error),
     /// Zero, or more than addresses of this host reach.
     #[error("{mib} MiB of guest memory is not possible on this machine")]
     Size {
@@ -99,6 +102,15 @@ pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
         .collect::<io::Result<Vec<_>>>()
         .map_err(failed)?;
     GuestMemory::from_regions(regions).map_err(|error| failed(io::Error::other(error)))
+}
+
+/// Maps `count` small pages at `start`, for what a guest sees beside its memory: devices cannot be told to use them.
+///
+/// # Errors
+/// [`MemoryError::Pages`].
+pub fn allocate_pages(start: u64, count: usize) -> Result<GuestMemory, MemoryError> {
+    let ranges = [(GuestAddress(start), count * sys::PAGE_BYTES)];
+    GuestMemory::from_ranges(&ranges).map_err(|error| MemoryError::Pages(io::Error::other(error)))
 }
 
 /// What the host can back by one page, if it is asked to, in bytes.

@@ -114,7 +114,7 @@ fn failed(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> ProbeErr
 /// [`ProbeError`] if no guest could be run at all.
 pub fn probe(kvm: &File) -> Result<Probe, ProbeError> {
     let kvm = sys::kvm_from(kvm.as_fd().try_clone_to_owned()?);
-    let vm = GuestVm::new(&kvm, memory::allocate(MEMORY_MIB)?)
+    let vm = GuestVm::new(&kvm, memory::allocate(MEMORY_MIB)?, GuestMemory::new())
         .map_err(failed("create a virtual machine; is this /dev/kvm?"))?;
     let vcpu = vm.create_vcpu(0).map_err(failed("create a virtual CPU"))?;
     prepare(&kvm, &vm, &vcpu)?;

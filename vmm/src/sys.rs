@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 
-use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, kvm_userspace_memory_region};
+use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use rustix::net::RecvFlags;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -28,7 +28,7 @@ use crate::memory::{
 };
 
 /// Size of a small page on x86-64.
-const PAGE_BYTES: usize = 4096;
+pub(crate) const PAGE_BYTES: usize = 4096;
 /// Size of a huge page on x86-64.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
@@ -242,31 +242,50 @@ pub fn kvm_from(fd: OwnedFd) -> Kvm {
     unsafe { Kvm::from_raw_fd(fd.into_raw_fd()) }
 }
 
+/// What a guest sees as memory: its own, and pages that it can only read.
+#[derive(Clone, Debug)]
+struct Mapped {
+    memory: GuestMemory,
+    read_only: GuestMemory,
+}
+
 /// A virtual machine and the memory that it may touch.
 #[derive(Debug)]
 pub(crate) struct GuestVm {
     /// Before the memory, so that it is closed first.
     fd: VmFd,
-    memory: GuestMemory,
+    mapped: Mapped,
 }
 
 impl GuestVm {
-    /// Makes a machine and gives it `memory`.
-    pub(crate) fn new(kvm: &Kvm, memory: GuestMemory) -> Result<Self, kvm_ioctls::Error> {
+    /// Makes a machine and gives it `memory`, and `read_only` to look at. The two do not overlap. Whoever changes the latter
+    /// does so with volatile copies and atomic operations alone.
+    pub(crate) fn new(
+        kvm: &Kvm,
+        memory: GuestMemory,
+        read_only: GuestMemory,
+    ) -> Result<Self, kvm_ioctls::Error> {
         let vm = Self {
             fd: kvm.create_vm()?,
-            memory,
+            mapped: Mapped { memory, read_only },
         };
-        for (slot, region) in (0..).zip(vm.memory.iter()) {
+        let memory = vm.mapped.memory.iter().map(|region| (region, 0));
+        let read_only = vm
+            .mapped
+            .read_only
+            .iter()
+            .map(|region| (region, KVM_MEM_READONLY));
+        for (slot, (region, flags)) in (0..).zip(memory.chain(read_only)) {
             let region = kvm_userspace_memory_region {
                 slot,
-                flags: 0,
+                flags,
                 guest_phys_addr: region.start_addr().0,
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the range is one whole mapping of guest memory, which holds no Rust object and is only accessed
-            // through volatile copies. It stays mapped while the guest may run: this value and every vCPU hold it.
+            // SAFETY: the range is one whole mapping of guest memory or of pages for the guest, which holds no Rust object and
+            // is only accessed through volatile copies and atomics. It stays mapped while the guest may run: this value and
+            // every vCPU hold it.
             unsafe { vm.fd.set_user_memory_region(region)? };
         }
         Ok(vm)
@@ -277,7 +296,7 @@ impl GuestVm {
     }
 
     pub(crate) fn memory(&self) -> &GuestMemory {
-        &self.memory
+        &self.mapped.memory
     }
 
     /// Opens KVM's statistics of the machine.
@@ -290,7 +309,7 @@ impl GuestVm {
         let fd = self.fd.create_vcpu(u64::from(index))?;
         Ok(GuestVcpu {
             fd,
-            _memory: self.memory.clone(),
+            _mapped: self.mapped.clone(),
         })
     }
 }
@@ -300,7 +319,7 @@ impl GuestVm {
 pub(crate) struct GuestVcpu {
     /// Before the memory, so that it is closed first.
     fd: VcpuFd,
-    _memory: GuestMemory,
+    _mapped: Mapped,
 }
 
 impl GuestVcpu {

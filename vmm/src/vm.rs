@@ -11,20 +11,21 @@ use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::cpuid::{CpuidError, Template};
-use crate::arch::x86_64::layout::{IDENTITY_MAP, TSS};
+use crate::arch::x86_64::layout::{DEVICE_INTERRUPTS, IDENTITY_MAP, MMIO_START, TSS};
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::devices::ioapic::{self, Route, Router};
-use crate::memory::{GuestMemory, GuestMemoryBackend, MemoryError};
+use crate::memory::{self, GuestMemory, GuestMemoryBackend, MemoryError};
 use crate::sys::GuestVcpu;
 use crate::sys::GuestVm;
 
 /// What KVM must be able to do.
-const REQUIRED: [(Cap, &str); 7] = [
+const REQUIRED: [(Cap, &str); 8] = [
     (
         Cap::SplitIrqchip,
         "a local interrupt controller without the others",
     ),
     (Cap::UserMemory, "guest memory from user space"),
+    (Cap::ReadonlyMem, "memory that a guest can only read"),
     (Cap::SetTssAddr, "a task state segment"),
     (Cap::ExtCpuid, "CPUID leaves"),
     (Cap::Irqfd, "irqfd"),
@@ -83,6 +84,7 @@ fn failed(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VmError 
 #[derive(Debug)]
 pub struct Vm {
     guest: Arc<GuestVm>,
+    registers: GuestMemory,
     cpuid: Template,
 }
 
@@ -101,7 +103,9 @@ impl Vm {
         }
         // Memory first: with an interrupt controller present, each change of the memory map waits for an RCU grace
         // period.
-        let guest = GuestVm::new(kvm, memory).map_err(failed("create a virtual machine with its memory"))?;
+        let registers = memory::allocate_pages(MMIO_START, DEVICE_INTERRUPTS.len())?;
+        let guest = GuestVm::new(kvm, memory, registers.clone())
+            .map_err(failed("create a virtual machine with its memory"))?;
         let fd = guest.fd();
         fd.set_identity_map_address(IDENTITY_MAP)
             .map_err(failed("place the identity map"))?;
@@ -118,7 +122,11 @@ impl Vm {
         fd.enable_cap(&split)
             .map_err(failed("create the local interrupt controllers"))?;
         let guest = Arc::new(guest);
-        Ok(Self { guest, cpuid })
+        Ok(Self {
+            guest,
+            registers,
+            cpuid,
+        })
     }
 
     /// The machine as KVM has it.
@@ -130,6 +138,12 @@ impl Vm {
     #[must_use]
     pub fn memory(&self) -> &GuestMemory {
         self.guest.memory()
+    }
+
+    /// The pages of the memory-mapped devices at [`MMIO_START`], which the guest can read. Its writes leave it, and reach the bus.
+    #[must_use]
+    pub fn registers(&self) -> &GuestMemory {
+        &self.registers
     }
 
     /// Makes vCPU `index`. The first one starts in long mode at `entry`; the others wait for the guest to start them.

@@ -77,7 +77,7 @@ impl Machine {
         attacked: Vec<(usize, Correct)>,
     ) -> Self {
         let memory = crate::memory::allocate(4).unwrap();
-        let interrupt = Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let interrupt = Arc::new(Interrupt::of_test(EventFd::new(EFD_NONBLOCK).unwrap()));
         let transport = MmioTransport::new(device.clone(), memory.clone(), interrupt);
         let queues = lock(&device).queue_sizes().len() as u64;
         let drivers = (0..queues).map(|index| Driver::in_memory(memory.clone(), QUEUE_SIZE, index));
@@ -407,7 +407,7 @@ fn rings_outside_of_memory_stop_the_device_at_its_start() {
         let mut machine = machine();
         let drivers = std::mem::take(&mut machine.drivers);
         let far = GuestMemory::from_ranges(&[(crate::memory::GuestAddress(0), 0x1000)]).unwrap();
-        let interrupt = Arc::new(Interrupt::new(EventFd::new(EFD_NONBLOCK).unwrap()));
+        let interrupt = Arc::new(Interrupt::of_test(EventFd::new(EFD_NONBLOCK).unwrap()));
         let mut transport = MmioTransport::new(machine.device.clone(), far, interrupt);
         start(&mut transport, &drivers);
         let mut status = [0; 4];

@@ -1,10 +1,10 @@
 //! How a device tells its driver something: the interrupt status register and the line behind it.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_ACK;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::registers::Registers;
 
 /// Register that a driver writes to acknowledge an interrupt, for KVM's ioeventfd.
 pub const ACKNOWLEDGE_REGISTER: u64 = VIRTIO_MMIO_INTERRUPT_ACK as u64;
@@ -16,8 +16,7 @@ pub const CONFIGURATION_CHANGE: u32 = 2;
 /// Shared by a device and its transport; neither waits for the other.
 #[derive(Debug)]
 pub struct Interrupt {
-    status: AtomicU32,
-    needs_reset: AtomicBool,
+    registers: Registers,
     line: EventFd,
 }
 
@@ -30,14 +29,22 @@ pub struct InterruptState {
 }
 
 impl Interrupt {
-    /// An idle interrupt whose line is raised by writing `line`.
+    /// An interrupt whose line is raised by writing `line`, of a device with these registers.
     #[must_use]
-    pub fn new(line: EventFd) -> Self {
-        Self {
-            status: AtomicU32::new(0),
-            needs_reset: AtomicBool::new(false),
-            line,
-        }
+    pub fn new(line: EventFd, registers: Registers) -> Self {
+        Self { registers, line }
+    }
+
+    /// The interrupt of a device whose registers no guest sees.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn of_test(line: EventFd) -> Self {
+        Self::new(line, Registers::of_test())
+    }
+
+    /// The registers of the device, of which the cause of the interrupt is one.
+    #[must_use]
+    pub fn registers(&self) -> &Registers {
+        &self.registers
     }
 
     /// Tells the driver that a queue has used buffers.
@@ -47,39 +54,33 @@ impl Interrupt {
 
     /// Tells the driver that the device has failed and does nothing until it is reset (section 2.1.2).
     pub fn signal_needs_reset(&self) {
-        self.needs_reset.store(true, Ordering::SeqCst);
+        self.registers.set_needs_reset(true);
         self.raise(CONFIGURATION_CHANGE);
     }
 
     fn raise(&self, cause: u32) {
-        self.status.fetch_or(cause, Ordering::SeqCst);
+        self.registers.add_causes(cause);
         // An eventfd refuses a write only when its counter is full, and then the interrupt is pending.
         let _ = self.line.write(1);
     }
 
-    /// The interrupt status register, as a driver reads it before it acknowledges what it read (section 4.2.3.4). That buffers
-    /// were used is acknowledged by this already, so that KVM may swallow the write that follows.
-    ///
-    /// The driver looks at its queues after that write, and so finds what was used before it.
-    pub fn take_status(&self) -> u32 {
-        self.status.fetch_and(!USED_BUFFER, Ordering::SeqCst)
-    }
-
-    /// What the register holds.
+    /// What the register of causes holds. The driver reads it, writes back what it has read (section 4.2.3.4), and then looks at
+    /// its queues. That write is swallowed by KVM where the cause is a used buffer alone, so that the register goes on saying that
+    /// there is one: a driver looks at its queues once too often where it is interrupted for something else.
     #[must_use]
     pub fn status(&self) -> u32 {
-        self.status.load(Ordering::SeqCst)
+        self.registers.causes()
     }
 
     /// The driver has handled `causes`.
     pub fn acknowledge(&self, causes: u32) {
-        self.status.fetch_and(!causes, Ordering::SeqCst);
+        self.registers.remove_causes(causes);
     }
 
     /// Whether the device has failed since it was reset.
     #[must_use]
     pub fn needs_reset(&self) -> bool {
-        self.needs_reset.load(Ordering::SeqCst)
+        self.registers.needs_reset()
     }
 
     /// What the guest can see.
@@ -94,7 +95,7 @@ impl Interrupt {
     /// Takes over what was saved. An interrupt that the driver has not acknowledged is raised once more: whether it was
     /// delivered is not known, and a driver that finds nothing to do goes on.
     pub fn restore(&self, state: InterruptState) {
-        self.needs_reset.store(state.needs_reset, Ordering::SeqCst);
+        self.registers.set_needs_reset(state.needs_reset);
         if state.status != 0 {
             self.raise(state.status);
         }
@@ -102,8 +103,8 @@ impl Interrupt {
 
     /// The driver has reset the device.
     pub fn clear(&self) {
-        self.status.store(0, Ordering::SeqCst);
-        self.needs_reset.store(false, Ordering::SeqCst);
+        self.registers.remove_causes(u32::MAX);
+        self.registers.set_needs_reset(false);
     }
 }
 
@@ -114,16 +115,13 @@ mod tests {
     #[test]
     fn causes_gather_until_acknowledged() {
         let line = EventFd::new(0).unwrap();
-        let interrupt = Interrupt::new(line.try_clone().unwrap());
+        let interrupt = Interrupt::of_test(line.try_clone().unwrap());
         interrupt.signal_used();
         interrupt.signal_needs_reset();
         assert_eq!(interrupt.status(), USED_BUFFER | CONFIGURATION_CHANGE);
         assert_eq!(line.read().unwrap(), 2);
-        assert_eq!(interrupt.take_status(), USED_BUFFER | CONFIGURATION_CHANGE);
-        assert_eq!(interrupt.status(), CONFIGURATION_CHANGE);
-        interrupt.signal_used();
         interrupt.acknowledge(USED_BUFFER);
-        assert_eq!(interrupt.take_status(), CONFIGURATION_CHANGE);
+        assert_eq!(interrupt.status(), CONFIGURATION_CHANGE);
         assert!(interrupt.needs_reset());
         interrupt.clear();
         assert_eq!((interrupt.status(), interrupt.needs_reset()), (0, false));
@@ -131,7 +129,7 @@ mod tests {
 
     #[test]
     fn what_was_not_acknowledged_is_raised_again() {
-        let interrupt = |line: &EventFd| Interrupt::new(line.try_clone().unwrap());
+        let interrupt = |line: &EventFd| Interrupt::of_test(line.try_clone().unwrap());
         let (before, after) = (
             EventFd::new(0).unwrap(),
             EventFd::new(libc::EFD_NONBLOCK).unwrap(),

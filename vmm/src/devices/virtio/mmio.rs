@@ -11,21 +11,22 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
-    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES, VIRTIO_MMIO_DEVICE_FEATURES_SEL,
     VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES, VIRTIO_MMIO_DRIVER_FEATURES_SEL,
-    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
-    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
-    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
-    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+    VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW,
+    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
+    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
     VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID,
     VIRTIO_MMIO_VERSION,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::interrupt::Interrupt;
+use super::registers::{self, Registers};
 use super::ring::{Ring, RingError, RingState};
 use super::state::{RestoreError, VirtioState};
 use super::{Activation, VirtioDevice};
@@ -41,7 +42,7 @@ const VERSION: u32 = 2;
 /// "RVM" and a zero; drivers do not look at it.
 const VENDOR: u32 = 0x004d_5652;
 /// `VIRTIO_MMIO_CONFIG`: the device's configuration space begins here.
-const CONFIGURATION: u64 = 0x100;
+const CONFIGURATION: usize = 0x100;
 
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_INDEX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
@@ -87,7 +88,7 @@ impl MmioTransport {
             queues: fresh_queues(&queue_sizes),
             ..Default::default()
         };
-        Self {
+        let transport = Self {
             device,
             memory,
             interrupt,
@@ -95,7 +96,10 @@ impl MmioTransport {
             device_features,
             queue_sizes,
             state,
-        }
+        };
+        transport.publish_constants();
+        transport.publish();
+        transport
     }
 
     /// The device behind the registers.
@@ -136,6 +140,7 @@ impl MmioTransport {
         }
         lock(&self.device).restore(&saved.device)?;
         self.state = transport.clone();
+        self.publish();
         self.interrupt.restore(saved.interrupt);
         // One that has failed does nothing until its driver resets it.
         if self.has(VIRTIO_CONFIG_S_DRIVER_OK) && !self.interrupt.needs_reset() {
@@ -145,28 +150,51 @@ impl MmioTransport {
         Ok(())
     }
 
-    fn read_register(&self, register: u32) -> u32 {
-        let state = &self.state;
-        match register {
-            VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
-            VIRTIO_MMIO_VERSION => VERSION,
-            VIRTIO_MMIO_DEVICE_ID => self.device_number,
-            VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => match state.device_features_select {
-                0 => low(self.device_features),
-                1 => high(self.device_features),
-                _ => 0,
-            },
-            VIRTIO_MMIO_QUEUE_NUM_MAX => self.selected_size().map_or(0, u32::from),
-            VIRTIO_MMIO_QUEUE_READY => self.selected_queue().map_or(0, |queue| u32::from(queue.ready)),
-            VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.take_status(),
-            VIRTIO_MMIO_STATUS => self.status(),
+    fn registers(&self) -> &Registers {
+        self.interrupt.registers()
+    }
+
+    /// Writes down what never changes.
+    fn publish_constants(&self) {
+        let constants = [
+            (VIRTIO_MMIO_MAGIC_VALUE, MAGIC),
+            (VIRTIO_MMIO_VERSION, VERSION),
+            (VIRTIO_MMIO_DEVICE_ID, self.device_number),
+            (VIRTIO_MMIO_VENDOR_ID, VENDOR),
             // No device here changes its configuration while it runs.
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
-            // There is no shared memory region: length and base are all ones (section 4.2.2).
-            VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
-            _ => 0,
+            (VIRTIO_MMIO_CONFIG_GENERATION, 0),
+        ];
+        // There is no shared memory region: length and base are all ones (section 4.2.2).
+        let nothing = (VIRTIO_MMIO_SHM_LEN_LOW..=VIRTIO_MMIO_SHM_BASE_HIGH).step_by(4);
+        for (register, value) in constants
+            .into_iter()
+            .chain(nothing.map(|register| (register, u32::MAX)))
+        {
+            self.registers().store(register, value);
         }
+        let mut configuration = [0xff; registers::BYTES - CONFIGURATION];
+        lock(&self.device).read_config(0, &mut configuration);
+        let page = self.registers().page();
+        if let Ok(place) = page.offset(CONFIGURATION) {
+            place.copy_from(&configuration);
+        }
+    }
+
+    /// Writes down what a driver reads next, after one has written. The causes of interrupts are the device's.
+    fn publish(&self) {
+        let state = &self.state;
+        let features = match state.device_features_select {
+            0 => low(self.device_features),
+            1 => high(self.device_features),
+            _ => 0,
+        };
+        let size = self.selected_size().map_or(0, u32::from);
+        let ready = self.selected_queue().map_or(0, |queue| u32::from(queue.ready));
+        let registers = self.registers();
+        registers.store(VIRTIO_MMIO_DEVICE_FEATURES, features);
+        registers.store(VIRTIO_MMIO_QUEUE_NUM_MAX, size);
+        registers.store(VIRTIO_MMIO_QUEUE_READY, ready);
+        registers.set_status(state.status);
     }
 
     fn write_register(&mut self, register: u32, value: u32) {
@@ -181,15 +209,11 @@ impl MmioTransport {
             VIRTIO_MMIO_STATUS => self.set_status(value),
             _ => self.set_queue_field(register, value),
         }
+        self.publish();
     }
 
     fn status(&self) -> u32 {
-        let failed = if self.interrupt.needs_reset() {
-            VIRTIO_CONFIG_S_NEEDS_RESET
-        } else {
-            0
-        };
-        self.state.status | failed
+        self.registers().load(VIRTIO_MMIO_STATUS)
     }
 
     fn has(&self, status: u32) -> bool {
@@ -345,22 +369,20 @@ impl MmioTransport {
 }
 
 impl BusDevice for MmioTransport {
+    /// A guest has the registers mapped; this is for a driver that has not, and for who emulates one.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
-        if let Some(offset) = offset.checked_sub(CONFIGURATION) {
-            lock(&self.device).read_config(offset, data);
-            return;
-        }
-        // Section 4.2.2.2: registers are read and written as aligned 32-bit words.
-        if let (Ok(register), 4, true) = (u32::try_from(offset), data.len(), offset.is_multiple_of(4)) {
-            data.copy_from_slice(&self.read_register(register).to_le_bytes());
+        let page = self.registers().page();
+        if let Ok(place) = usize::try_from(offset).map_or(Err(()), |offset| page.offset(offset).map_err(drop))
+        {
+            place.copy_to(data);
         }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         // No device here has a configuration that the driver may write.
         if let (Ok(register), Ok(value)) = (u32::try_from(offset), data.try_into())
-            && offset.is_multiple_of(4)
-            && offset < CONFIGURATION
+            && register.is_multiple_of(4)
+            && offset < CONFIGURATION as u64
         {
             self.write_register(register, u32::from_le_bytes(value));
         }
@@ -395,6 +417,8 @@ fn set_high(field: &mut u64, value: u32) {
 
 #[cfg(test)]
 mod tests {
+    use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+    use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INTERRUPT_STATUS;
     use vmm_sys_util::eventfd::EventFd;
 
     use super::*;
@@ -465,7 +489,7 @@ mod tests {
                 resets: 0,
             }));
             let memory = crate::memory::allocate(4).unwrap();
-            let interrupt = Arc::new(Interrupt::new(EventFd::new(0).unwrap()));
+            let interrupt = Arc::new(Interrupt::of_test(EventFd::new(0).unwrap()));
             let transport = MmioTransport::new(device.clone(), memory.clone(), interrupt);
             let drivers = [0, 1].map(|index| Driver::in_memory(memory.clone(), 8, index));
             Self {
@@ -628,9 +652,6 @@ mod tests {
     fn odd_accesses_do_nothing() {
         let mut machine = Machine::new();
         let mut data = [0xff; 8];
-        machine.transport.read(0, &mut data);
-        machine.transport.read(1, &mut data[..4]);
-        assert_eq!(data, [0xff; 8]);
         machine.transport.write(0x70, &[1]);
         machine.transport.write(0x70, &[]);
         machine.transport.write(0x100, &[1, 0, 0, 0]);
@@ -638,7 +659,10 @@ mod tests {
         assert_eq!(machine.read(VIRTIO_MMIO_STATUS), 0);
         machine.transport.read(0x109, &mut data);
         assert_eq!(&data, b"tion\xff\xff\xff\xff");
+        // Beyond the page.
+        machine.transport.read(0xffe, &mut data);
         machine.transport.read(u64::MAX, &mut data[..1]);
+        assert_eq!(data[2..], *b"on\xff\xff\xff\xff");
     }
 
     #[test]
@@ -653,7 +677,7 @@ mod tests {
         assert_eq!(other.active(), machine.active());
         assert_eq!(other.read(VIRTIO_MMIO_STATUS), 15);
         assert_eq!(other.transport.save(), saved);
-        assert_eq!([0; 2].map(|_| other.read(VIRTIO_MMIO_INTERRUPT_STATUS)), [1, 0]);
+        assert_eq!([0; 2].map(|_| other.read(VIRTIO_MMIO_INTERRUPT_STATUS)), [1, 1]);
     }
 
     #[test]

@@ -22,6 +22,7 @@ mod hostile_guest;
 pub mod interrupt;
 pub mod mmio;
 pub mod net;
+pub mod registers;
 pub mod ring;
 pub mod rng;
 pub mod state;

@@ -98,7 +98,7 @@ mod tests {
 
     fn attach<D: VirtioDevice + 'static>(device: D, memory: &GuestMemory) -> Attached<D> {
         let (device, line) = (Arc::new(Mutex::new(device)), EventFd::new(0).unwrap());
-        let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
+        let interrupt = Arc::new(Interrupt::of_test(line.try_clone().unwrap()));
         let transport = MmioTransport::new(device.clone(), memory.clone(), interrupt);
         Attached {
             device,

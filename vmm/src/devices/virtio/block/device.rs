@@ -380,7 +380,7 @@ mod tests {
 
     fn activation(driver: &Driver) -> (Activation, EventFd) {
         let line = EventFd::new(0).unwrap();
-        let interrupt = Arc::new(Interrupt::new(line.try_clone().unwrap()));
+        let interrupt = Arc::new(Interrupt::of_test(line.try_clone().unwrap()));
         let rings = vec![driver.ring()];
         (
             Activation {

@@ -123,7 +123,7 @@ impl Machine {
 }
 
 fn activate(fs: &mut Fs, drivers: &[Driver]) -> Arc<Interrupt> {
-    let interrupt = Arc::new(Interrupt::new(EventFd::new(0).unwrap()));
+    let interrupt = Arc::new(Interrupt::of_test(EventFd::new(0).unwrap()));
     fs.activate(Activation {
         features: 0,
         memory: drivers[0].memory.clone(),
@@ -529,7 +529,7 @@ fn hostile_rings_do_no_harm() {
             features: 0,
             memory: memory.clone(),
             rings: rings.collect(),
-            interrupt: Arc::new(Interrupt::new(EventFd::new(0).unwrap())),
+            interrupt: Arc::new(Interrupt::of_test(EventFd::new(0).unwrap())),
         };
         fs.activate(activation).unwrap();
         for _ in 0..3 {

@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn a_driver_is_followed() {
         let memory = crate::memory::allocate(4).unwrap();
-        let interrupt = Arc::new(Interrupt::new(EventFd::new(0).unwrap()));
+        let interrupt = Arc::new(Interrupt::of_test(EventFd::new(0).unwrap()));
         let device = Arc::new(Mutex::new(Rng::new().unwrap()));
         let mut transport = MmioTransport::new(device, memory.clone(), interrupt.clone());
         let check = |transport: &MmioTransport, expected: DriverStatus, ready: bool| {

@@ -467,7 +467,7 @@ impl Machine {
             ports,
             wires,
             memory: crate::memory::allocate(5).unwrap(),
-            interrupt: Arc::new(Interrupt::new(line.try_clone().unwrap())),
+            interrupt: Arc::new(Interrupt::of_test(line.try_clone().unwrap())),
             line,
         }
     }
