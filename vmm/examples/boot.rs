@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rvm_vmm::config::{FsTag, LimitsConfig};
+use rvm_vmm::devices::virtio::fs::exchange::exchange;
 use rvm_vmm::event::Event;
 use rvm_vmm::reporter::{Reporter, Start};
 use rvm_vmm::resources::{Disk, FileSystem, Network, Part, Resources, Vsock};
@@ -140,31 +140,28 @@ fn open_network(text: &str, index: u8) -> Result<Network> {
     })
 }
 
-/// Starts a worker, which ends when the machine has closed its socket.
+/// Starts a worker, which ends when the machine has.
 fn start_worker(text: &str) -> Result<FileSystem> {
     let (tag, directory) = text.split_once('=').context("-f needs TAG=DIRECTORY")?;
     let read_only = directory.strip_suffix(":ro");
     let path = read_only.unwrap_or(directory);
     let directory = File::open(path).with_context(|| format!("cannot open {path}"))?;
-    let (ours, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (ours, theirs) = exchange()?;
     fcntl_setfd(&directory, FdFlags::empty())?;
-    fcntl_setfd(&theirs, FdFlags::empty())?;
+    for end in theirs.all() {
+        fcntl_setfd(end, FdFlags::empty())?;
+    }
     let own = std::env::current_exe()?;
     let above = own.parent().and_then(|directory| directory.parent());
     let program = above.context("this program is in no directory")?.join("rvm-fs");
     Command::new(&program)
         .args(["--directory", &directory.as_raw_fd().to_string()])
-        .args(["--socket", &theirs.as_raw_fd().to_string()])
+        .args(theirs.arguments())
         .args(read_only.map(|_| "--read-only"))
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
     Ok(FileSystem {
         tag: FsTag::try_from(tag.to_owned())?,
-        socket: ours,
+        ends: ours,
     })
 }

@@ -165,7 +165,7 @@ impl<'a> VirtioDevices<'a> {
         stop: &Arc<StopSignal>,
     ) -> Result<(), DeviceError> {
         let tag = file_system.tag.as_str().to_owned();
-        let device = Fs::new(file_system.tag, file_system.socket)
+        let device = Fs::new(file_system.tag, file_system.ends)
             .map_err(|source| DeviceError::FileSystem { tag, source })?;
         let device = Arc::new(Mutex::new(device));
         self.subscribers.push(Arc::new(Mutex::new(FsSubscriber::new(

@@ -160,8 +160,12 @@ pub struct VsockConfig {
 pub struct FsConfig {
     /// What the guest mounts it by.
     pub tag: FsTag,
-    /// A connected Unix socket of type `SOCK_SEQPACKET`, with the worker that serves the files at its other end.
-    pub socket_fd: RawFd,
+    /// A memfd of slots for messages, which can get neither shorter nor longer.
+    pub memory_fd: RawFd,
+    /// A pipe to the worker that serves the files, to write numbers of slots.
+    pub requests_fd: RawFd,
+    /// A pipe from the worker, to read numbers of slots.
+    pub answers_fd: RawFd,
 }
 
 /// A tag: 1 to [`MAX_TAG_BYTES`] bytes of UTF-8 without a NUL.
@@ -303,7 +307,9 @@ impl VmConfig {
         );
         descriptors.extend(self.networks.iter().flat_map(|network| &network.tap_fds));
         descriptors.extend(self.vsock.map(|vsock| vsock.listener_fd));
-        descriptors.extend(self.file_systems.iter().map(|fs| fs.socket_fd));
+        for fs in &self.file_systems {
+            descriptors.extend([fs.memory_fd, fs.requests_fd, fs.answers_fd]);
+        }
         descriptors.extend(
             self.namespaces
                 .iter()
@@ -408,7 +414,7 @@ mod tests {
                 guest_cid: 3,
                 listener_fd: 9,
             }),
-            file_systems: vec![file_system("shared", 13)],
+            file_systems: vec![file_system("shared", 16)],
             doorbell_port: Some(0x600),
             events_fd: 10,
             user: None,
@@ -419,10 +425,12 @@ mod tests {
         }
     }
 
-    fn file_system(tag: &str, socket_fd: RawFd) -> FsConfig {
+    fn file_system(tag: &str, first_fd: RawFd) -> FsConfig {
         FsConfig {
             tag: FsTag::try_from(tag.to_owned()).unwrap(),
-            socket_fd,
+            memory_fd: first_fd,
+            requests_fd: first_fd + 1,
+            answers_fd: first_fd + 2,
         }
     }
 
@@ -478,13 +486,14 @@ mod tests {
         check(|config| config.initrd_fds.push(10), "named twice");
         check(|config| config.initrd_fds.push(11), "named twice");
         check(|config| config.initrd_fds.push(14), "named twice");
+        check(|config| config.file_systems[0].answers_fd = 17, "named twice");
         check(
             |config| config.file_systems.push(file_system("shared", 20)),
             "two file systems have the tag \"shared\"",
         );
         check(
             |config| {
-                let many = (0..17).map(|index| file_system(&index.to_string(), 20 + index));
+                let many = (0..17).map(|index| file_system(&index.to_string(), 20 + 3 * index));
                 config.file_systems = many.collect();
             },
             "17 file systems",

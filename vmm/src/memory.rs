@@ -11,13 +11,14 @@
 //!
 //! This is the only module that names the vm-memory crate, so that a move to another of its generations stays small.
 
+use std::fs::File;
 use std::io;
 
 use crate::sys;
 
 pub use vm_memory::{
-    ByteValued, Bytes, GuestAddress, GuestMemory as GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
-    VolatileMemory, VolatileMemoryError,
+    ByteValued, Bytes, FileOffset, GuestAddress, GuestMemory as GuestMemoryBackend, GuestMemoryError,
+    GuestMemoryRegion, VolatileMemory, VolatileMemoryError,
 };
 
 /// A stretch of guest memory in this process, which the guest may change at any time.
@@ -111,6 +112,14 @@ pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
 pub fn allocate_pages(start: u64, count: usize) -> Result<GuestMemory, MemoryError> {
     let ranges = [(GuestAddress(start), count * sys::PAGE_BYTES)];
     GuestMemory::from_ranges(&ranges).map_err(|error| MemoryError::Pages(io::Error::other(error)))
+}
+
+/// Maps the first `bytes` of a file, so that all who have mapped it see what each writes.
+///
+/// # Errors
+/// Those of `mmap(2)`, and where the file is shorter.
+pub fn map_shared(file: File, bytes: usize) -> io::Result<Mapping> {
+    Mapping::from_file(FileOffset::new(file, 0), bytes).map_err(io::Error::other)
 }
 
 /// What the host can back by one page, if it is asked to, in bytes.

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use crate::config::{ConfigError, DiskConfig, FsTag, LimitsConfig, NetworkConfig, VmConfig};
+use crate::devices::virtio::fs::exchange::Ends;
 use crate::sys::Inherited;
 
 /// Everything that goes into a machine.
@@ -84,8 +85,8 @@ pub struct Vsock {
 pub struct FileSystem {
     /// What the guest mounts it by.
     pub tag: FsTag,
-    /// A `SOCK_SEQPACKET` socket to the worker that serves the files.
-    pub socket: OwnedFd,
+    /// What is shared with the worker that serves the files.
+    pub ends: Ends,
 }
 
 /// Why the descriptors of a configuration were refused.
@@ -141,8 +142,12 @@ impl Resources {
         };
         let mut file_systems = Vec::new();
         for fs in config.file_systems {
-            let socket = take(fs.socket_fd, "file system worker")?;
-            file_systems.push(FileSystem { tag: fs.tag, socket });
+            let ends = Ends {
+                memory: take(fs.memory_fd, "memory of a file system worker")?,
+                requests: take(fs.requests_fd, "requests to a file system worker")?,
+                answers: take(fs.answers_fd, "answers of a file system worker")?,
+            };
+            file_systems.push(FileSystem { tag: fs.tag, ends });
         }
         Ok(Self {
             vcpus: config.vcpus,

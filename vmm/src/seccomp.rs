@@ -107,22 +107,23 @@ const START_UP: &[Call] = &[
     any(libc::SYS_sendto), // vsock, and events for the supervisor
     any(libc::SYS_sendmsg),
     any(libc::SYS_shutdown),
-    any(libc::SYS_getsockopt), // the kind of a file system worker's socket
+    any(libc::SYS_ppoll), // a pause that waits for a file system worker
 ];
 
 const EVENT_LOOP: &[Call] = &[
     any(libc::SYS_epoll_wait),
     any(libc::SYS_epoll_pwait),
     any(libc::SYS_epoll_ctl), // vsock connections that come, go, and wait for room
-    any(libc::SYS_read),      // event descriptors, timers, the head of a connection
+    any(libc::SYS_read),      // event descriptors, timers, the head of a connection, file system workers
     any(libc::SYS_pread64),   // KVM's statistics
     any(libc::SYS_timerfd_settime), // time limits of vsock connections
     any(libc::SYS_accept4),   // vsock connections
-    any(libc::SYS_recvfrom),  // and file system workers
+    any(libc::SYS_recvfrom),
     any(libc::SYS_recvmsg),
     any(libc::SYS_sendto), // and events for the supervisor
     any(libc::SYS_sendmsg),
-    any(libc::SYS_shutdown), // and a file system worker that is not heard again
+    any(libc::SYS_shutdown),
+    any(libc::SYS_ppoll), // a pause that waits for a file system worker
 ];
 
 /// `KVM_RUN` and others (include/uapi/linux/kvm.h).

@@ -19,7 +19,6 @@ use std::thread::{Builder, JoinHandle};
 
 use kvm_bindings::{KVM_EXIT_INTERNAL_ERROR, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use rustix::net::RecvFlags;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::lock;
@@ -609,22 +608,16 @@ pub(crate) fn attach_tap_queue(tap: BorrowedFd<'_>, attach: bool) -> io::Result<
     }
 }
 
-/// Receives from a socket straight into guest memory, without blocking; returns 0 at end of stream. With
-/// `RecvFlags::TRUNC` a packet that is longer is cut off and its whole length returned.
+/// Receives from a socket straight into guest memory, without blocking; returns 0 at end of stream.
 ///
 /// # Errors
 /// Those of `recvmsg(2)`; `EINTR` is retried.
-pub(crate) fn receive(
-    socket: BorrowedFd<'_>,
-    into: &[VolatileSlice<'_>],
-    flags: RecvFlags,
-) -> io::Result<usize> {
-    let flags = (flags | RecvFlags::DONTWAIT).bits().cast_signed();
+pub(crate) fn receive(socket: BorrowedFd<'_>, into: &[VolatileSlice<'_>]) -> io::Result<usize> {
     vectored(into, |vector, count| {
         let mut message = message(vector, count);
         // SAFETY: the message names only the vector, whose elements are live guest memory that the kernel may write;
         // no address or control buffer is given.
-        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, flags) }
+        unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) }
     })
 }
 

@@ -226,7 +226,7 @@ impl Parts {
             .collect();
         descriptors.extend([self.vsock.as_fd(), vmm_events.as_fd()]);
         descriptors.extend(context.network.taps.iter().map(|tap| tap.file.as_fd()));
-        descriptors.extend(shares.sockets().map(|socket| socket.as_fd()));
+        descriptors.extend(shares.descriptors());
         Ok(Machine::spawn(&config, events, &descriptors)?)
     }
 }

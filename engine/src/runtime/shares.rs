@@ -6,16 +6,16 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rvm_protocol::Share;
 use rvm_vmm::config::{FsConfig, FsTag};
+use rvm_vmm::devices::virtio::fs::exchange::{Ends, exchange};
 
 use super::machine::inherit;
 use crate::layout::{self, Asset};
@@ -84,8 +84,8 @@ pub(super) struct Workers(Vec<Child>);
 #[derive(Debug)]
 struct Shared {
     tag: String,
-    /// The machine's end.
-    socket: OwnedFd,
+    /// The machine's side of what it shares with the worker.
+    ends: Ends,
     mount: Mount,
 }
 
@@ -127,13 +127,13 @@ impl Shares {
             Failure::Asset(error) => error.into(),
             Failure::Start(source) => Error::Start { path: path(), source },
         });
-        let (worker, socket, seal) = started?;
+        let (worker, ends, seal) = started?;
         self.workers.0.push(worker);
         self.seals.0.extend(seal);
         mounts::set_source(&mut mount, source);
         self.all.push(Shared {
             tag: index.to_string(),
-            socket,
+            ends,
             mount,
         });
         Ok(())
@@ -146,15 +146,17 @@ impl Shares {
         let device = |share| {
             Some(FsConfig {
                 tag: tag(share)?,
-                socket_fd: share.socket.as_raw_fd(),
+                memory_fd: share.ends.memory.as_raw_fd(),
+                requests_fd: share.ends.requests.as_raw_fd(),
+                answers_fd: share.ends.answers.as_raw_fd(),
             })
         };
         self.all.iter().filter_map(device).collect()
     }
 
     /// For the machine as well.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = &OwnedFd> {
-        self.all.iter().map(|share| &share.socket)
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.all.iter().flat_map(|share| share.ends.all())
     }
 
     /// For the agent.
@@ -171,7 +173,7 @@ impl Shares {
         self.all.iter().map(|share| share.mount.clone()).collect()
     }
 
-    /// What is left where the machine has the sockets.
+    /// What is left where the machine has its sides.
     pub(super) fn into_workers(self) -> (Workers, Seals) {
         (self.workers, self.seals)
     }
@@ -240,22 +242,23 @@ enum Protection {
     Later,
 }
 
-/// Starts a worker; returns it, the machine's end of its socket, and what it is sealed by.
+/// Starts a worker; returns it, the machine's side of what they share, and what it is sealed by.
 fn start_worker(
     file: &OwnedFd,
     flag: &str,
     protection: Protection,
-) -> Result<(Child, OwnedFd, Option<UnixStream>), Failure> {
+) -> Result<(Child, Ends, Option<UnixStream>), Failure> {
     let program = Asset::FileServer.find().map_err(Failure::Asset)?;
-    let flags = SocketFlags::CLOEXEC;
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    let (ours, theirs) = exchange()?;
     let file = File::from(file.try_clone()?);
     inherit(file.as_fd())?;
-    inherit(theirs.as_fd())?;
+    for end in theirs.all() {
+        inherit(end)?;
+    }
     let mut command = Command::new(program);
     command
         .args([flag, &file.as_raw_fd().to_string()])
-        .args(["--socket", &theirs.as_raw_fd().to_string()])
+        .args(theirs.arguments())
         .args((protection == Protection::Now).then_some("--read-only"))
         .env_clear()
         .stdin(Stdio::null())

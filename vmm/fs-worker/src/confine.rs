@@ -20,6 +20,7 @@ use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use rvm_vmm::confine as common;
+use rvm_vmm::devices::virtio::fs::exchange::Ends;
 use rvm_vmm::seccomp::{self, COMMON, Call, Filter, any};
 
 use crate::share::{Access, Creator};
@@ -52,8 +53,8 @@ fn kept_capabilities() -> CapabilitySet {
 /// Calls of the threads that serve requests. There is no `open_by_handle_at`, which would reach files beside the
 /// directory, and no `socket`, `execve`, `clone`, `kill` or `ptrace`.
 const REQUESTS: &[Call] = &[
-    any(libc::SYS_recvfrom), // requests
-    any(libc::SYS_sendto),   // answers; the library's are written
+    any(libc::SYS_read),     // requests
+    any(libc::SYS_recvfrom), // the seal
     any(libc::SYS_openat),   // LOOKUP, OPEN, CREATE
     any(libc::SYS_statx),    // attributes
     any(libc::SYS_newfstatat),
@@ -150,8 +151,8 @@ pub enum Kind {
 pub enum Side {
     /// Beside the one that serves, to wait for it.
     Outside(Child),
-    /// With the directory and the socket.
-    Inside(Room, OwnedFd),
+    /// With the directory and what is shared with the machine.
+    Inside(Room, Ends),
 }
 
 /// The process that serves.
@@ -175,7 +176,7 @@ pub struct Filters(Arc<[Filter; 2]>);
 ///
 /// # Errors
 /// [`Error`].
-pub fn separate(shared: OwnedFd, kind: Kind, access: Access, socket: OwnedFd) -> Result<Side, Error> {
+pub fn separate(shared: OwnedFd, kind: Kind, access: Access, ends: Ends) -> Result<Side, Error> {
     if !rustix::process::geteuid().is_root() {
         if kind == Kind::File {
             return Err(Error::FileNeedsRoot);
@@ -186,7 +187,7 @@ pub fn separate(shared: OwnedFd, kind: Kind, access: Access, socket: OwnedFd) ->
             access,
             _held: shared,
         };
-        return Ok(Side::Inside(room, socket));
+        return Ok(Side::Inside(room, ends));
     }
     // Before the change of namespaces, because a mount can be copied in its own only. What is mounted within the directory
     // is not part of it.
@@ -194,7 +195,7 @@ pub fn separate(shared: OwnedFd, kind: Kind, access: Access, socket: OwnedFd) ->
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     let tree = rustix::mount::open_tree(&shared, "", flags).map_err(failed("copy the directory's mount"))?;
     match sys::fork_into_own_namespaces().map_err(failed("make a process of its own"))? {
-        // The socket and the directory are closed here: their end is that of the process that serves.
+        // The pipes and the directory are closed here: their end is that of the process that serves.
         Forked::Parent(child) => Ok(Side::Outside(Child(child))),
         Forked::Child => {
             let step = "bind to the waiting process's life";
@@ -210,7 +211,7 @@ pub fn separate(shared: OwnedFd, kind: Kind, access: Access, socket: OwnedFd) ->
                 access,
                 _held: tree,
             };
-            Ok(Side::Inside(room, socket))
+            Ok(Side::Inside(room, ends))
         }
     }
 }

@@ -121,8 +121,8 @@ struct Held {
 
 #[derive(Debug)]
 struct Waiting {
-    /// The driver's number of the request.
-    id: u64,
+    /// The slot of the request.
+    slot: u8,
     asked: Asked,
     file: Arc<File>,
 }
@@ -140,7 +140,7 @@ impl Locks {
     /// Takes or gives back a lock. `open` opens the file; with `waits` the request is kept where somebody else has the lock.
     pub(crate) fn set(
         &self,
-        (id, asked): (u64, Asked),
+        (slot, asked): (u8, Asked),
         waits: bool,
         open: impl FnOnce() -> io::Result<File>,
     ) -> Outcome {
@@ -171,7 +171,7 @@ impl Locks {
             Ok(false) if !waits => Outcome::Answer(libc::EAGAIN),
             Ok(false) if table.waiting.len() >= MOST_WAITING => Outcome::Answer(libc::ENOLCK),
             Ok(false) => {
-                table.waiting.push(Waiting { id, asked, file });
+                table.waiting.push(Waiting { slot, asked, file });
                 self.changed.notify_all();
                 Outcome::Later
             }
@@ -230,14 +230,14 @@ impl Locks {
         self.changed.notify_all();
     }
 
-    /// Forgets everything; the answer is the requests that have waited.
-    pub(crate) fn clear(&self) -> Vec<u64> {
+    /// Forgets everything; the answer is the slots of requests that have waited.
+    pub(crate) fn clear(&self) -> Vec<u8> {
         let Table { waiting, .. } = std::mem::take(&mut *self.table());
-        waiting.into_iter().map(|waiting| waiting.id).collect()
+        waiting.into_iter().map(|waiting| waiting.slot).collect()
     }
 
     /// Serves requests that wait, and has them answered, as long as that works.
-    pub(crate) fn serve<E>(&self, answer: impl Fn(u64, i32) -> Result<(), E>) -> E {
+    pub(crate) fn serve<E>(&self, answer: impl Fn(u8, i32) -> Result<(), E>) -> E {
         let mut table = self.table();
         loop {
             while table.waiting.is_empty() {
@@ -245,8 +245,8 @@ impl Locks {
             }
             let done = table.try_all();
             drop(table);
-            for (id, error) in done {
-                if let Err(error) = answer(id, error) {
+            for (slot, error) in done {
+                if let Err(error) = answer(slot, error) {
                     return error;
                 }
             }
@@ -268,7 +268,7 @@ impl Table {
     }
 
     /// Tries everything that waits, in the order in which it came.
-    fn try_all(&mut self) -> Vec<(u64, i32)> {
+    fn try_all(&mut self) -> Vec<(u8, i32)> {
         let mut done = Vec::new();
         for waiting in std::mem::take(&mut self.waiting) {
             // It may have got another lock of this file meanwhile.
@@ -277,10 +277,10 @@ impl Table {
             match waiting.asked.take(&file) {
                 Ok(true) => {
                     self.hold(&waiting.asked, file);
-                    done.push((waiting.id, 0));
+                    done.push((waiting.slot, 0));
                 }
                 Ok(false) => self.waiting.push(waiting),
-                Err(error) => done.push((waiting.id, number(&error))),
+                Err(error) => done.push((waiting.slot, number(&error))),
             }
         }
         done
@@ -355,16 +355,19 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         let locks = Locks::default();
         let open = || File::options().read(true).write(true).open(file.path());
-        let take = |id, owner| locks.set((id, asked(owner, libc::F_WRLCK, (0, END), false)), true, open);
+        let take = |slot: u8, owner: u8| {
+            let asked = asked(owner.into(), libc::F_WRLCK, (0, END), false);
+            locks.set((slot, asked), true, open)
+        };
         assert_eq!(take(1, 1), Outcome::Answer(0));
-        for id in 2..2 + u64::try_from(MOST_WAITING).unwrap() {
-            assert_eq!(take(id, id), Outcome::Later);
+        for slot in 2..2 + u8::try_from(MOST_WAITING).unwrap() {
+            assert_eq!(take(slot, slot), Outcome::Later);
         }
         assert_eq!(take(100, 100), Outcome::Answer(libc::ENOLCK));
         let (sender, answers) = mpsc::sync_channel(0);
         std::thread::scope(|scope| {
             let locks = &locks;
-            scope.spawn(move || locks.serve(|id, error| sender.send((id, error)).map_err(drop)));
+            scope.spawn(move || locks.serve(|slot, error| sender.send((slot, error)).map_err(drop)));
             locks.close(7, 1);
             assert_eq!(answers.recv(), Ok((2, 0)));
             locks.close(7, 2);

@@ -1,13 +1,14 @@
 //! `rvm-fs`: serves one directory to the file system device of one machine.
 //!
-//! `rvm-fs --directory FD --socket FD [--read-only]` takes over two descriptors: the directory, and a Unix socket of type
-//! `SOCK_SEQPACKET` whose other end a machine has. It ends with 0 when that end is closed. Started by root, it serves
-//! from a process of its own namespaces, and waits for that. With `--file FD` instead, which only root can do, it serves a
-//! directory in which there is nothing but that file, called `file`. With `--seal FD`, a
-//! socket, what it serves is read-only from when the other end of that is closed.
+//! `rvm-fs --directory FD --memory FD --requests FD --answers FD [--read-only]` takes over four descriptors: the directory, and
+//! the worker's side of what it shares with a machine (`rvm_vmm::devices::virtio::fs::exchange`). It ends with 0 when the machine
+//! has closed its side. Started by root, it serves from a process of its own namespaces, and waits for that. With `--file FD`
+//! instead, which only root can do, it serves a directory in which there is nothing but that file, called `file`. With
+//! `--seal FD`, a socket, what it serves is read-only from when the other end of that is closed.
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use rvm_fs::confine::{self, Kind, Side};
 use rvm_fs::share::{Access, Ended, Share};
+use rvm_vmm::devices::virtio::fs::exchange::{Ends, Worker};
 use rvm_vmm::sys::Inherited;
 
 /// Threads that serve requests. One waits for the disk as the others go on; more than the lab's and most hosts' disks do
@@ -25,7 +27,9 @@ const THREADS: usize = 4;
 struct Arguments {
     shared: RawFd,
     kind: Kind,
-    socket: RawFd,
+    memory: RawFd,
+    requests: RawFd,
+    answers: RawFd,
     seal: Option<RawFd>,
     access: Access,
 }
@@ -48,9 +52,16 @@ fn run() -> Result<ExitCode> {
     let shared = inherited
         .take(arguments.shared)
         .context("cannot use the directory or file")?;
-    let socket = inherited
-        .take(arguments.socket)
-        .context("cannot use the socket")?;
+    let mut take = |fd| {
+        inherited
+            .take(fd)
+            .context("cannot use what is shared with the machine")
+    };
+    let ends = Ends {
+        memory: take(arguments.memory)?,
+        requests: take(arguments.requests)?,
+        answers: take(arguments.answers)?,
+    };
     let seal = arguments
         .seal
         .map(|seal| inherited.take(seal).context("cannot use the seal"))
@@ -58,27 +69,36 @@ fn run() -> Result<ExitCode> {
     inherited
         .close_others(&[])
         .context("cannot close the other descriptors")?;
-    match confine::separate(shared, arguments.kind, arguments.access, socket)? {
+    let nowhere = File::options()
+        .write(true)
+        .open("/dev/null")
+        .context("cannot open /dev/null")?;
+    match confine::separate(shared, arguments.kind, arguments.access, ends)? {
         Side::Outside(child) => Ok(child.wait()?),
-        Side::Inside(room, socket) => serve(room, socket, seal, arguments.access),
+        Side::Inside(room, ends) => {
+            let access = arguments.access;
+            let share = Share::open(&room, access, nowhere.into()).context("cannot open the directory")?;
+            let machine = Worker::new(ends).context("cannot use what is shared with the machine")?;
+            serve(room, share, machine, seal)
+        }
     }
 }
 
 /// Serves requests until the machine is gone.
-fn serve(room: confine::Room, socket: OwnedFd, seal: Option<OwnedFd>, access: Access) -> Result<ExitCode> {
-    let share = Share::open(&room, access).context("cannot open the directory")?;
+fn serve(room: confine::Room, share: Share, machine: Worker, seal: Option<OwnedFd>) -> Result<ExitCode> {
     let filters = room.seal()?;
-    let (share, socket) = (Arc::new(share), Arc::new(socket));
+    let shared = Arc::new((share, machine));
     let (ended, end) = std::sync::mpsc::channel::<Result<Ended>>();
-    type Work = fn(&Share, &OwnedFd) -> Ended;
-    let mut work = vec![(Share::serve_all as Work, socket.clone()); THREADS];
-    work.push((Share::serve_locks, socket));
-    work.extend(seal.map(|seal| (Share::seal_after as Work, Arc::new(seal))));
-    for (work, socket) in work {
-        let (share, filters, ended) = (share.clone(), filters.clone(), ended.clone());
+    type Work = Box<dyn FnOnce(&Share, &Worker) -> Ended + Send>;
+    let mut work: Vec<Work> = Vec::new();
+    work.extend((0..THREADS).map(|_| Box::new(Share::serve_all) as Work));
+    work.push(Box::new(Share::serve_locks));
+    work.extend(seal.map(|seal| Box::new(move |share: &Share, _: &Worker| share.seal_after(&seal)) as Work));
+    for work in work {
+        let (shared, filters, ended) = (shared.clone(), filters.clone(), ended.clone());
         let body = move || {
             let result = filters.install_for_requests().map_err(anyhow::Error::from);
-            let result = result.map(|()| work(&share, &socket));
+            let result = result.map(|()| work(&shared.0, &shared.1));
             // Fails only if the main thread has ended, and the process with it.
             let _ = ended.send(result);
         };
@@ -93,14 +113,15 @@ fn serve(room: confine::Room, socket: OwnedFd, seal: Option<OwnedFd>, access: Ac
         match end.recv().context("all threads are gone")?? {
             Ended::Sealed => {}
             Ended::Closed => return Ok(ExitCode::SUCCESS),
-            Ended::Failed(error) => return Err(error).context("cannot use the socket"),
+            Ended::Failed(error) => return Err(error).context("cannot use what is shared with the machine"),
         }
     }
 }
 
 fn arguments() -> Result<Arguments> {
-    const USAGE: &str = "usage: rvm-fs --directory FD|--file FD --socket FD [--read-only|--seal FD] (it is started beside rvm-vmm)";
-    let (mut shared, mut socket, mut seal, mut access) = (None, None, None, Access::ReadWrite);
+    const USAGE: &str = "usage: rvm-fs --directory FD|--file FD --memory FD --requests FD --answers FD [--read-only|--seal FD] (it is started beside rvm-vmm)";
+    let (mut shared, mut seal, mut access) = (None, None, Access::ReadWrite);
+    let (mut memory, mut requests, mut answers) = (None, None, None);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut descriptor = || -> Result<Option<RawFd>> {
@@ -113,7 +134,9 @@ fn arguments() -> Result<Arguments> {
         match argument.as_str() {
             "--directory" => shared = descriptor()?.map(|fd| (fd, Kind::Directory)),
             "--file" => shared = descriptor()?.map(|fd| (fd, Kind::File)),
-            "--socket" => socket = descriptor()?,
+            "--memory" => memory = descriptor()?,
+            "--requests" => requests = descriptor()?,
+            "--answers" => answers = descriptor()?,
             "--seal" => seal = descriptor()?,
             "--read-only" => access = Access::ReadOnly,
             _ => bail!(USAGE),
@@ -123,7 +146,9 @@ fn arguments() -> Result<Arguments> {
     Ok(Arguments {
         shared,
         kind,
-        socket: socket.context(USAGE)?,
+        memory: memory.context(USAGE)?,
+        requests: requests.context(USAGE)?,
+        answers: answers.context(USAGE)?,
         seal,
         access,
     })

@@ -5,6 +5,7 @@
 //! twice, and others not at all.
 
 use rvm_vmm::devices::virtio::fs::{IN_HEADER_BYTES, has_answer};
+use rvm_vmm::memory::VolatileSlice;
 
 use crate::share::Access;
 
@@ -153,52 +154,77 @@ const SHAPES: &[Shape] = &[
     reads(SYNCFS, 8, 0),
 ];
 
+/// What comes before the data of a write: the head and `struct fuse_write_in`.
+pub(crate) const WRITE_HEAD_BYTES: usize = IN_HEADER_BYTES + 40;
+
 /// A whole request.
 #[derive(Debug)]
 pub(crate) struct Request<'a> {
     pub(crate) opcode: u32,
-    /// The driver's number of it.
-    pub(crate) id: u64,
-    /// All of it.
+    /// All of it but for the data of a write.
     pub(crate) message: &'a mut [u8],
 }
 
-/// What is not let through.
+/// What is not let through: the error number to answer with; `None` if nobody waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    /// The driver's number of the request, 0 if there is no head.
-    pub(crate) id: u64,
-    /// The error number to answer with; `None` if nobody waits for an answer.
-    pub(crate) error: Option<i32>,
-}
+pub(crate) struct Refused(pub(crate) Option<i32>);
 
 impl<'a> Request<'a> {
-    /// Checks a message, and takes out of it what the library is not to see.
-    pub(crate) fn check(message: &'a mut [u8], access: Access) -> Result<Self, Refused> {
-        let no_head = Refused { id: 0, error: None };
-        let (opcode, id) = match (word(message, 0), word(message, 4), long(message, 8)) {
-            (Some(length), Some(opcode), Some(id))
-                if usize::try_from(length) == Ok(message.len()) && message.len() >= IN_HEADER_BYTES =>
+    /// Copies a request to `space`, so that it stays as it is when it is checked: whoever wrote it could change it. Data to
+    /// write is left where it is.
+    ///
+    /// # Errors
+    /// [`Refused`] where it is none.
+    pub(crate) fn take(
+        slot: VolatileSlice<'_>,
+        space: &'a mut [u8],
+        access: Access,
+    ) -> Result<Self, Refused> {
+        let mut head = [0; IN_HEADER_BYTES];
+        slot.copy_to(&mut head);
+        let length = word(&head, 0).and_then(|length| usize::try_from(length).ok());
+        let length = length
+            .filter(|length| *length <= slot.len())
+            .ok_or(Refused(None))?;
+        let data = match word(&head, 4) {
+            Some(WRITE) => length.saturating_sub(WRITE_HEAD_BYTES),
+            _ => 0,
+        };
+        let message = space.get_mut(..length - data).ok_or(Refused(None))?;
+        slot.copy_to(message);
+        // The length and the kind are those that have been looked at.
+        let heads = message.len().min(IN_HEADER_BYTES);
+        message
+            .iter_mut()
+            .zip(head)
+            .take(heads)
+            .for_each(|(byte, seen)| *byte = seen);
+        Self::check(message, data, access)
+    }
+
+    /// Checks a message, of which so much data is elsewhere, and takes out of it what the library is not to see.
+    fn check(message: &'a mut [u8], data: usize, access: Access) -> Result<Self, Refused> {
+        let opcode = match (word(message, 0), word(message, 4)) {
+            (Some(length), Some(opcode))
+                if usize::try_from(length) == Ok(message.len() + data)
+                    && message.len() >= IN_HEADER_BYTES =>
             {
-                (opcode, id)
+                opcode
             }
-            _ => return Err(no_head),
+            _ => return Err(Refused(None)),
         };
-        let refuse = |error| Refused {
-            id,
-            error: has_answer(opcode).then_some(error),
-        };
+        let refuse = |error| Refused(has_answer(opcode).then_some(error));
         let shape = SHAPES.iter().find(|shape| shape.opcode == opcode);
         let shape = shape.ok_or(refuse(libc::ENOSYS))?;
         let body = message.get_mut(IN_HEADER_BYTES..).unwrap_or_default();
-        if !shape.fits(body) {
+        if !shape.fits(body, data) {
             return Err(refuse(libc::EINVAL));
         }
         let flags = limit_flags(opcode, body);
         if access == Access::ReadOnly && (shape.changes || flags.is_some_and(open_changes)) {
             return Err(refuse(libc::EROFS));
         }
-        Ok(Self { opcode, id, message })
+        Ok(Self { opcode, message })
     }
 
     /// The file that it is about.
@@ -211,6 +237,11 @@ impl<'a> Request<'a> {
         self.message.get(IN_HEADER_BYTES..).unwrap_or_default()
     }
 
+    /// Whether its data is in the slot alone.
+    pub(crate) fn is_write(&self) -> bool {
+        self.opcode == WRITE
+    }
+
     /// Makes it a request of root, whoever it was of.
     pub(crate) fn set_root(&mut self) {
         if let Some(ids) = self.message.get_mut(24..32) {
@@ -220,7 +251,8 @@ impl<'a> Request<'a> {
 }
 
 impl Shape {
-    fn fits(&self, body: &[u8]) -> bool {
+    /// Whether this is the body, with so much data behind it.
+    fn fits(&self, body: &[u8], data: usize) -> bool {
         let Some((fixed, mut rest)) = body.split_at_checked(self.fixed) else {
             return false;
         };
@@ -240,7 +272,7 @@ impl Shape {
         let size = |at| word(fixed, at).and_then(|size| usize::try_from(size).ok());
         let data_fits = match self.data {
             Data::None => rest.is_empty(),
-            Data::Counted(at) => size(at) == Some(rest.len()),
+            Data::Counted(at) => size(at) == Some(rest.len() + data),
             Data::Items(bytes) => size(0).and_then(|count| count.checked_mul(bytes)) == Some(rest.len()),
             Data::Optional => true,
         };
@@ -299,13 +331,19 @@ mod tests {
     }
 
     fn check_as(access: Access, opcode: u32, body: &[u8], expected: Result<(), i32>) {
-        let mut message = message(opcode, body);
-        let result = Request::check(&mut message, access).map(drop);
-        let expected = expected.map_err(|error| Refused {
-            id: 7,
-            error: Some(error),
-        });
+        let result = take(&mut message(opcode, body), access, |_| ());
+        let expected = expected.map_err(|error| Refused(Some(error)));
         assert_eq!(result, expected, "{opcode} {body:?}");
+    }
+
+    /// Takes a request out of a slot that has room for it alone.
+    fn take<T>(
+        message: &mut [u8],
+        access: Access,
+        look: impl FnOnce(Request<'_>) -> T,
+    ) -> Result<T, Refused> {
+        let mut space = vec![0; message.len()];
+        Request::take(VolatileSlice::from(message), &mut space, access).map(look)
     }
 
     fn check(opcode: u32, body: &[u8], expected: Result<(), i32>) {
@@ -366,17 +404,36 @@ mod tests {
 
     #[test]
     fn what_nobody_waits_for_has_no_answer() {
-        let check = |message: &mut [u8], id| {
-            let refused = Refused { id, error: None };
-            assert_eq!(Request::check(message, Access::ReadWrite).map(drop), Err(refused));
+        let check = |message: &mut [u8]| {
+            assert_eq!(take(message, Access::ReadWrite, |_| ()), Err(Refused(None)));
         };
-        check(&mut message(2, &[0; 7]), 7);
-        check(&mut message(BATCH_FORGET, &[2, 0, 0, 0, 0, 0, 0, 0, 1, 1]), 7);
-        check(&mut message(BATCH_FORGET, &[0xff; 24]), 7);
+        check(&mut message(2, &[0; 7]));
+        check(&mut message(BATCH_FORGET, &[2, 0, 0, 0, 0, 0, 0, 0, 1, 1]));
+        check(&mut message(BATCH_FORGET, &[0xff; 24]));
         let whole = message(1, b"name\0");
-        check(&mut whole[..whole.len() - 1].to_vec(), 0);
-        check(&mut whole[..39].to_vec(), 0);
-        check(&mut [], 0);
+        check(&mut whole[..whole.len() - 1].to_vec());
+        check(&mut whole[..39].to_vec());
+        check(&mut []);
+        // One that is shorter than a head, in a slot that is not.
+        let mut short = message(1, b"name\0");
+        short[..4].copy_from_slice(&39_u32.to_le_bytes());
+        check(&mut short);
+    }
+
+    #[test]
+    fn data_to_write_stays_where_it_is() {
+        let body = [&[0; 16][..], &100_u32.to_le_bytes(), &[0; 20], &[5; 100]].concat();
+        let copied = take(&mut message(WRITE, &body), Access::ReadWrite, |request| {
+            assert!(request.is_write());
+            request.body().to_vec()
+        });
+        assert_eq!(copied.as_deref(), Ok(&body[..40]));
+        check(WRITE, &body[..139], INVALID);
+        check(WRITE, &[&body[..], &[5]].concat(), INVALID);
+        let copied = take(&mut message(1, b"name\0"), Access::ReadWrite, |request| {
+            request.body().to_vec()
+        });
+        assert_eq!(copied.as_deref(), Ok(&b"name\0"[..]));
     }
 
     #[test]
@@ -400,11 +457,13 @@ mod tests {
     fn flags_are_limited_and_root_can_stand_for_anybody() {
         let flags = libc::O_DIRECT | libc::O_PATH | libc::O_ASYNC | libc::O_WRONLY | libc::O_APPEND;
         let mut bytes = message(OPEN, &[&flags.to_le_bytes()[..], &[0; 4]].concat());
-        let mut request = Request::check(&mut bytes, Access::ReadWrite).unwrap();
-        let left = libc::O_WRONLY | libc::O_APPEND;
-        assert_eq!(request.body()[..4], left.to_le_bytes());
-        request.set_root();
-        assert_eq!(request.message[20..36], [[0; 4]; 4].concat());
-        assert_eq!((request.opcode, request.id), (OPEN, 7));
+        let look = |mut request: Request<'_>| {
+            let left = libc::O_WRONLY | libc::O_APPEND;
+            assert_eq!(request.body()[..4], left.to_le_bytes());
+            request.set_root();
+            assert_eq!(request.message[20..36], [[0; 4]; 4].concat());
+            assert_eq!((request.opcode, request.message[8]), (OPEN, 7));
+        };
+        take(&mut bytes, Access::ReadWrite, look).unwrap();
     }
 }

@@ -11,7 +11,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,15 +24,18 @@ use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{FuseBuf, FuseDevWriter, Reader, Writer};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::net::{RecvFlags, recv};
+use rvm_vmm::devices::virtio::fs::exchange::{Slot, Worker};
 use rvm_vmm::devices::virtio::fs::{MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER_BYTES, has_answer};
 use vm_memory::ByteValued as _;
 
 use crate::confine::Room;
+use crate::data;
 use crate::listing;
 use crate::locks::{self, Locks, Outcome};
 use crate::request::{
-    DESTROY, FLUSH, GETLK, INIT, INTERRUPT, READDIR, READDIRPLUS, RELEASE, Request, SETLK, SETLKW, SYNCFS,
+    DESTROY, FLUSH, GETLK, INIT, INTERRUPT, READ, READDIR, READDIRPLUS, RELEASE, Refused, Request, SETLK,
+    SETLKW, SYNCFS, WRITE,
 };
 
 /// The oldest minor version of the protocol that is spoken, of Linux 5.4, the first with this device.
@@ -69,11 +72,11 @@ pub enum Creator {
 /// Why no more requests are served.
 #[derive(Debug)]
 pub enum Ended {
-    /// The machine has closed the socket.
+    /// The machine is gone, or wants no more.
     Closed,
     /// The directory is read-only from now on; requests are served.
     Sealed,
-    /// A socket does not work.
+    /// What is shared with the machine does not work, or the seal.
     Failed(io::Error),
 }
 
@@ -83,17 +86,19 @@ pub struct Share {
     server: Server<Arc<PassthroughFs>>,
     /// For `syncfs`.
     root: OwnedFd,
+    /// Where the library's errors go, which it leaves in memory as well.
+    nowhere: OwnedFd,
     read_only: AtomicBool,
     creator: Creator,
     locks: Locks,
 }
 
 impl Share {
-    /// Opens the directory in `room`.
+    /// Opens the directory in `room`. What is written to `nowhere` is gone.
     ///
     /// # Errors
     /// Those of opening it and of `/proc/self`.
-    pub fn open(room: &Room, access: Access) -> io::Result<Self> {
+    pub fn open(room: &Room, access: Access, nowhere: OwnedFd) -> io::Result<Self> {
         let config = Config {
             root_dir: room.directory().to_owned(),
             entry_timeout: Duration::ZERO,
@@ -114,6 +119,7 @@ impl Share {
             server: Server::new(files.clone()),
             files,
             root,
+            nowhere,
             read_only: (access == Access::ReadOnly).into(),
             creator: room.creator(),
             locks: Locks::default(),
@@ -141,111 +147,113 @@ impl Share {
         }
     }
 
-    /// Serves requests from `socket` as they come. Several threads may do so at once.
-    pub fn serve_all(&self, socket: &OwnedFd) -> Ended {
+    /// Serves the machine's requests as they come. Several threads may do so at once.
+    pub fn serve_all(&self, machine: &Worker) -> Ended {
         let mut message = vec![0; MAX_MESSAGE_BYTES];
         let mut answer = vec![0; MAX_MESSAGE_BYTES];
         loop {
-            let length = match recv(socket, message.as_mut_slice(), RecvFlags::empty()) {
-                // A machine sends no empty message.
-                Ok((0, _)) => return Ended::Closed,
-                Ok((length, _)) => length,
-                Err(Errno::INTR) => continue,
-                Err(error) => return Ended::Failed(error.into()),
+            let served = match machine.next() {
+                Ok(Some(slot)) => self.serve(machine, slot, &mut message, &mut answer),
+                Ok(None) => return Ended::Closed,
+                Err(error) => Err(error),
             };
-            let request = message.get_mut(..length).unwrap_or_default();
-            match self.serve(socket.as_fd(), request, &mut answer) {
-                Ok(()) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) => return Ended::Closed,
-                Err(error) => return Ended::Failed(error.into()),
+            if let Err(error) = served {
+                return ended(error);
             }
         }
     }
 
-    /// Serves one request; sends one answer to it, if it is to have one.
-    fn serve(&self, socket: BorrowedFd<'_>, message: &mut [u8], space: &mut [u8]) -> Result<(), Errno> {
-        let mut request = match Request::check(message, self.access()) {
+    /// Serves the request in a slot, and gives the slot back once, unless that comes later.
+    fn serve(
+        &self,
+        machine: &Worker,
+        slot: Slot<'_>,
+        message: &mut [u8],
+        space: &mut [u8],
+    ) -> io::Result<()> {
+        let mut request = match Request::take(slot.memory(), message, self.access()) {
             Ok(request) => request,
-            Err(refused) => {
-                return match refused.error {
-                    Some(error) => send_answer(socket, refused.id, error, &[]),
-                    None => Ok(()),
-                };
-            }
+            Err(Refused(Some(error))) => return machine.answer(slot, error, 0),
+            Err(Refused(None)) => return machine.give_back(slot),
         };
-        let id = request.id;
         match request.opcode {
+            READ | WRITE => match data::move_data(&self.files, &request, slot.memory()) {
+                Ok(bytes) => machine.answer(slot, 0, bytes),
+                Err(error) => machine.answer(slot, number(&error), 0),
+            },
             INIT => match self.begin(request.body()) {
                 Ok(agreed) => {
-                    self.forget_locks(socket)?;
-                    send_answer(socket, id, 0, agreed.as_slice())
+                    self.forget_locks(machine)?;
+                    answer(machine, slot, agreed.as_slice())
                 }
-                Err(error) => send_answer(socket, id, error, &[]),
+                Err(error) => machine.answer(slot, error, 0),
             },
             DESTROY => {
-                self.forget_locks(socket)?;
+                self.forget_locks(machine)?;
                 self.files.destroy();
-                send_answer(socket, id, 0, &[])
+                machine.answer(slot, 0, 0)
             }
             SYNCFS => {
                 let result = rustix::fs::syncfs(&self.root);
-                send_answer(socket, id, result.err().map_or(0, Errno::raw_os_error), &[])
+                machine.answer(slot, result.err().map_or(0, Errno::raw_os_error), 0)
             }
-            GETLK | SETLK | SETLKW => self.lock(socket, &request),
-            READDIR | READDIRPLUS => self.list(socket, &request),
+            GETLK | SETLK | SETLKW => self.lock(machine, slot, &request),
+            READDIR | READDIRPLUS => self.list(machine, slot, &request),
             // What was asked for cannot be taken back: Linux does not even say so to a virtio device.
-            INTERRUPT => Ok(()),
+            INTERRUPT => machine.give_back(slot),
             opcode => {
                 self.give_locks_back(&request);
                 if self.creator == Creator::Worker {
                     request.set_root();
                 }
-                let answered = self.ask_library(socket, request.message, space);
-                if answered || !has_answer(opcode) {
-                    return Ok(());
+                match self.ask_library(request.message, space) {
+                    Some(said) => {
+                        slot.memory().copy_from(said);
+                        machine.give_back(slot)
+                    }
+                    None if has_answer(opcode) => machine.answer(slot, libc::EIO, 0),
+                    None => machine.give_back(slot),
                 }
-                send_answer(socket, id, libc::EIO, &[])
             }
         }
     }
 
     /// Answers requests that wait for locks, as soon as they have them.
-    pub fn serve_locks(&self, socket: &OwnedFd) -> Ended {
-        let answer = |id, error| send_answer(socket.as_fd(), id, error, &[]);
-        match self.locks.serve(answer) {
-            Errno::PIPE | Errno::CONNRESET => Ended::Closed,
-            error => Ended::Failed(error.into()),
-        }
+    pub fn serve_locks(&self, machine: &Worker) -> Ended {
+        ended(
+            self.locks
+                .serve(|index, error| answer_later(machine, index, error)),
+        )
     }
 
-    fn lock(&self, socket: BorrowedFd<'_>, request: &Request<'_>) -> Result<(), Errno> {
-        let (id, node) = (request.id, request.node());
+    fn lock(&self, machine: &Worker, slot: Slot<'_>, request: &Request<'_>) -> io::Result<()> {
+        let node = request.node();
         let Some(asked) = locks::Asked::parse(node, request.body()) else {
-            return send_answer(socket, id, libc::EINVAL, &[]);
+            return machine.answer(slot, libc::EINVAL, 0);
         };
         let open = || self.open_for_locks(node);
         if request.opcode == GETLK {
             return match self.locks.test(&asked, open) {
-                Ok(found) => send_answer(socket, id, 0, &found),
-                Err(error) => send_answer(socket, id, error, &[]),
+                Ok(found) => answer(machine, slot, &found),
+                Err(error) => machine.answer(slot, error, 0),
             };
         }
-        match self.locks.set((id, asked), request.opcode == SETLKW, open) {
-            Outcome::Answer(error) => send_answer(socket, id, error, &[]),
+        match self
+            .locks
+            .set((slot.index(), asked), request.opcode == SETLKW, open)
+        {
+            Outcome::Answer(error) => machine.answer(slot, error, 0),
             Outcome::Later => Ok(()),
         }
     }
 
-    fn list(&self, socket: BorrowedFd<'_>, request: &Request<'_>) -> Result<(), Errno> {
+    fn list(&self, machine: &Worker, slot: Slot<'_>, request: &Request<'_>) -> io::Result<()> {
         let listed = listing::Asked::parse(request.node(), request.body())
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
             .and_then(|asked| listing::list(&self.files, asked, request.opcode == READDIRPLUS));
         match listed {
-            Ok(entries) => send_answer(socket, request.id, 0, &entries),
-            Err(error) => {
-                let error = error.raw_os_error().unwrap_or(libc::EIO);
-                send_answer(socket, request.id, error, &[])
-            }
+            Ok(entries) => answer(machine, slot, &entries),
+            Err(error) => machine.answer(slot, number(&error), 0),
         }
     }
 
@@ -262,11 +270,11 @@ impl Share {
         }
     }
 
-    fn forget_locks(&self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    fn forget_locks(&self, machine: &Worker) -> io::Result<()> {
         let waited = self.locks.clear();
         waited
             .into_iter()
-            .try_for_each(|id| send_answer(socket, id, libc::EINTR, &[]))
+            .try_for_each(|index| answer_later(machine, index, libc::EINTR))
     }
 
     /// Opens a file that the driver knows once more, by the name that it has now. One without a name cannot be locked.
@@ -298,18 +306,17 @@ impl Share {
         }
     }
 
-    /// Whether the library has sent an answer.
-    fn ask_library(&self, socket: BorrowedFd<'_>, message: &mut [u8], space: &mut [u8]) -> bool {
-        let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(message));
-        let writer = FuseDevWriter::<()>::new(socket.as_raw_fd(), space);
-        let (Ok(reader), Ok(writer)) = (reader, writer) else {
-            return false;
+    /// What the library answers, if it does.
+    fn ask_library<'a>(&self, message: &mut [u8], space: &'a mut [u8]) -> Option<&'a [u8]> {
+        let sent = {
+            let reader = Reader::<()>::from_fuse_buffer(FuseBuf::new(message)).ok()?;
+            let mut whole = FuseDevWriter::<()>::new(self.nowhere.as_raw_fd(), space).ok()?;
+            // A part of a writer keeps what it is given, which is all that is wanted of this one.
+            let writer = Writer::FuseDev(whole.split_at(0).ok()?);
+            self.server.handle_message(reader, writer, None, None)
         };
-        // It fails where its answer does not fit or cannot be sent, and then it has sent none.
-        let sent = self
-            .server
-            .handle_message(reader, Writer::FuseDev(writer), None, None);
-        sent.is_ok_and(|bytes| bytes > 0)
+        // It fails where its answer does not fit.
+        space.get(..sent.ok()?).filter(|said| !said.is_empty())
     }
 
     /// Begins anew with a driver, whatever there was before; returns what was agreed on, or an error number.
@@ -363,15 +370,33 @@ fn field(body: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*body.get(at..)?.first_chunk()?))
 }
 
-/// Sends an answer: an error number, or 0 and a body.
-fn send_answer(socket: BorrowedFd<'_>, id: u64, error: i32, body: &[u8]) -> Result<(), Errno> {
-    let mut answer = Vec::with_capacity(OUT_HEADER_BYTES + body.len());
-    let length = u32::try_from(OUT_HEADER_BYTES + body.len()).unwrap_or(u32::MAX);
-    answer.extend(length.to_le_bytes());
-    answer.extend((-error).to_le_bytes());
-    answer.extend(id.to_le_bytes());
-    answer.extend(body);
-    send(socket, &answer, SendFlags::NOSIGNAL).map(drop)
+/// Answers a request with a body.
+fn answer(machine: &Worker, slot: Slot<'_>, body: &[u8]) -> io::Result<()> {
+    match slot.memory().offset(OUT_HEADER_BYTES) {
+        Ok(place) if place.len() >= body.len() => {
+            place.copy_from(body);
+            machine.answer(slot, 0, body.len())
+        }
+        _ => machine.answer(slot, libc::EIO, 0),
+    }
+}
+
+/// Answers a request that was kept, by the number of its slot.
+fn answer_later(machine: &Worker, index: u8, error: i32) -> io::Result<()> {
+    let slot = machine.slot(index).ok_or(io::ErrorKind::InvalidInput)?;
+    machine.answer(slot, error, 0)
+}
+
+fn number(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// Why a thread ends that could not go on.
+fn ended(error: io::Error) -> Ended {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Ended::Closed,
+        _ => Ended::Failed(error),
+    }
 }
 
 #[cfg(test)]

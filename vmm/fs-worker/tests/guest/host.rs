@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rvm_vmm::config::FsTag;
+use rvm_vmm::devices::virtio::fs::exchange::{Ends, exchange};
 use rvm_vmm::event::{StopReason, Stopped};
 use rvm_vmm::reporter::{Reporter, Start};
 use rvm_vmm::resources::{FileSystem, Resources};
@@ -59,25 +59,21 @@ fn temporary() -> tempfile::TempDir {
     }
 }
 
-/// A worker for a directory, and the machine's end of its socket.
-fn start(directory: &Path, options: &[&str]) -> (Child, OwnedFd) {
+/// A worker for a directory, and the machine's side of what it shares with that.
+fn start(directory: &Path, options: &[&str]) -> (Child, Ends) {
     start_with("--directory", directory, options)
 }
 
-fn start_with(flag: &str, shared: &Path, options: &[&str]) -> (Child, OwnedFd) {
-    let pair = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    );
-    let (ours, theirs) = pair.unwrap();
+fn start_with(flag: &str, shared: &Path, options: &[&str]) -> (Child, Ends) {
+    let (ours, theirs) = exchange().unwrap();
     let directory = File::open(shared).unwrap();
-    fcntl_setfd(&theirs, FdFlags::empty()).unwrap();
+    for end in theirs.all() {
+        fcntl_setfd(end, FdFlags::empty()).unwrap();
+    }
     fcntl_setfd(&directory, FdFlags::empty()).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_rvm-fs"))
         .args([flag, &directory.as_raw_fd().to_string()])
-        .args(["--socket", &theirs.as_raw_fd().to_string()])
+        .args(theirs.arguments())
         .args(options)
         .spawn()
         .unwrap();
@@ -115,7 +111,7 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 fn confined() {
     let directory = temporary();
     fs::write(directory.path().join("file"), "").unwrap();
-    let (mut worker, socket) = start(directory.path(), &[]);
+    let (mut worker, ends) = start(directory.path(), &[]);
     let process = serving(&worker);
     for status in threads(process) {
         for (name, value) in [
@@ -166,7 +162,7 @@ fn confined() {
         .unwrap();
     assert!(files.contains(" 262144 "), "{files}");
     // The machine's end is the worker's.
-    drop(socket);
+    drop(ends);
     assert!(worker.wait().unwrap().success());
     wait_until("the end of its process", || {
         !Path::new(&format!("/proc/{process}")).exists()
@@ -179,7 +175,7 @@ fn single_file() {
         fs::write(directory.path().join(name), name).unwrap();
     }
     for options in [&[][..], &["--read-only"]] {
-        let (mut worker, socket) = start_with("--file", &directory.path().join("wanted"), options);
+        let (mut worker, ends) = start_with("--file", &directory.path().join("wanted"), options);
         let process = serving(&worker);
         let list = |path: &str| {
             let entries = fs::read_dir(format!("/proc/{process}/root{path}")).unwrap();
@@ -190,7 +186,7 @@ fn single_file() {
         assert_eq!(list("/share"), BTreeSet::from(["file".into()]));
         let content = fs::read_to_string(format!("/proc/{process}/root/share/file")).unwrap();
         assert_eq!(content, "wanted");
-        drop(socket);
+        drop(ends);
         assert!(worker.wait().unwrap().success());
     }
 }
@@ -205,13 +201,13 @@ struct Machine {
 }
 
 impl Machine {
-    fn boot(test: &str, file_systems: Vec<(&str, OwnedFd)>) -> Self {
+    fn boot(test: &str, file_systems: Vec<(&str, Ends)>) -> Self {
         let directory = temporary();
         let console = directory.path().join("console");
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let file_systems = file_systems.into_iter().map(|(tag, socket)| FileSystem {
+        let file_systems = file_systems.into_iter().map(|(tag, ends)| FileSystem {
             tag: FsTag::try_from(tag.to_owned()).unwrap(),
-            socket,
+            ends,
         });
         let resources = Resources {
             vcpus: 1,
@@ -312,9 +308,9 @@ fn files() {
     symlink("../outside/secret", data.join("upwards")).unwrap();
     fs::write(data.join("shared"), "old").unwrap();
     fs::write(read_only.join("file"), "content").unwrap();
-    let (mut first, first_socket) = start(&data, &[]);
-    let (mut second, second_socket) = start(&read_only, &["--read-only"]);
-    let machine = Machine::boot(FILES, vec![(DATA, first_socket), (READ_ONLY, second_socket)]);
+    let (mut first, first_ends) = start(&data, &[]);
+    let (mut second, second_ends) = start(&read_only, &["--read-only"]);
+    let machine = Machine::boot(FILES, vec![(DATA, first_ends), (READ_ONLY, second_ends)]);
 
     // The guest has the file open, and has read it. It is changed in place.
     wait_until("the guest", || {
@@ -364,9 +360,9 @@ fn files() {
 
 fn killed() {
     let top = temporary();
-    let (mut worker, socket) = start(top.path(), &[]);
+    let (mut worker, ends) = start(top.path(), &[]);
     let process = serving(&worker);
-    let machine = Machine::boot(KILLED, vec![(DATA, socket)]);
+    let machine = Machine::boot(KILLED, vec![(DATA, ends)]);
     wait_until("writes", || {
         let written = fs::metadata(top.path().join("written")).map_or(0, |status| status.len());
         written > 1 << 20 || machine.thread.is_finished()

@@ -192,6 +192,29 @@ impl<'m> Buffers<'m> {
         copied
     }
 
+    /// Copies as much as fits to `into`.
+    pub fn copy_to_memory(&self, into: &VolatileSlice<'_>) {
+        let mut copied = 0;
+        for slice in &self.slices {
+            let Ok(rest) = into.offset(copied) else { break };
+            slice.copy_to_volatile_slice(rest);
+            copied += slice.len();
+        }
+    }
+
+    /// Copies the first `bytes` of `from`, or as much of them as fits.
+    pub fn copy_from_memory(&self, from: &VolatileSlice<'_>, bytes: usize) {
+        let mut copied = 0;
+        for slice in &self.slices {
+            let rest = bytes.saturating_sub(copied).min(slice.len());
+            let Ok(part) = from.subslice(copied, rest) else {
+                break;
+            };
+            part.copy_to_volatile_slice(*slice);
+            copied += rest;
+        }
+    }
+
     /// Sets everything to zero.
     pub fn fill_zero(&self) {
         const ZEROS: [u8; 4096] = [0; 4096];
@@ -330,5 +353,15 @@ mod tests {
         assert_eq!(buffers.read::<8>().as_ref(), Some(b"abcdWXYZ"));
         first.fill_zero();
         assert_eq!(buffers.read::<8>().as_ref(), Some(b"\0\0\0\0WXYZ"));
+        // To other memory and back, of which there may be less.
+        let mut other = [1; 10];
+        let memory = VolatileSlice::from(other.as_mut_slice());
+        rest.copy_to_memory(&memory);
+        buffers.copy_to_memory(&memory.offset(6).unwrap());
+        buffers.copy_from_memory(&memory, 5);
+        assert_eq!(buffers.read::<8>().as_ref(), Some(b"WXYZ\x01XYZ"));
+        buffers.copy_from_memory(&memory, 100);
+        assert_eq!(buffers.read::<8>().as_ref(), Some(b"WXYZ\x01\x01\0\0"));
+        assert_eq!(other, *b"WXYZ\x01\x01\0\0\0\0");
     }
 }

@@ -9,12 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
 use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_STATUS};
 
-use crate::arch::x86_64::layout::MMIO_DEVICE_BYTES;
 use crate::memory::{GuestAddress, GuestMemory, VolatileMemory as _, VolatileSlice};
-use crate::sys::owned_slice::OwnedSlice;
+use crate::sys::{self, owned_slice::OwnedSlice};
 
-/// Bytes of a device's page.
-pub(super) const BYTES: usize = MMIO_DEVICE_BYTES as usize;
+/// Bytes of a device's page, as of its place in the guest's memory.
+pub(super) const BYTES: usize = sys::PAGE_BYTES;
 
 /// The registers of one device. Clones share the same page.
 #[derive(Clone, Debug)]

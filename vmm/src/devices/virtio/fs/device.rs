@@ -3,16 +3,15 @@
 //! It has no thread of its own: nothing that it does waits for a disk, because that is done by the worker's threads.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use rustix::net::SocketType;
-use rustix::net::sockopt::socket_type;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ids::VIRTIO_ID_FS;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::exchange::Ends;
 use super::queue::{QUEUE_SIZE, Queues};
 use super::session::Session;
 use crate::bus::lock;
@@ -26,7 +25,7 @@ use crate::memory::GuestMemory;
 use crate::stop::StopSignal;
 
 /// Queues for requests. More would not be served faster: one thread looks at all of them, and the worker's threads take
-/// what they find on one socket.
+/// what comes through one pipe.
 const REQUEST_QUEUES: u32 = 1;
 
 /// Those, and the one before them for requests that nobody waits for.
@@ -42,6 +41,8 @@ pub struct Fs {
     tag: FsTag,
     session: Session,
     notifications: [EventFd; QUEUES],
+    /// Answers may have come of which there will be no event.
+    unheard: bool,
     active: Option<Active>,
 }
 
@@ -61,44 +62,43 @@ pub struct FsState {
     request_queues: u32,
 }
 
-/// Why there is no device.
+/// What the worker was to share is something else, or there are no event descriptors.
 #[derive(Debug, thiserror::Error)]
-pub enum FsError {
-    /// Its messages would run into each other.
-    #[error("the worker's socket is not of type SOCK_SEQPACKET")]
-    SocketType,
-    /// The socket is none, or there are no event descriptors.
-    #[error("cannot use the worker's socket")]
-    Descriptor(#[from] io::Error),
-}
+#[error("cannot use what is shared with the worker")]
+pub struct FsError(#[from] io::Error);
 
 impl Fs {
-    /// A device that a guest mounts by `tag`; whoever is at the other end of `socket` serves its files.
+    /// A device that a guest mounts by `tag`; whoever has the other side of `ends` serves its files.
     ///
     /// # Errors
     /// [`FsError`].
-    pub fn new(tag: FsTag, socket: OwnedFd) -> Result<Self, FsError> {
-        if socket_type(&socket).map_err(io::Error::from)? != SocketType::SEQPACKET {
-            return Err(FsError::SocketType);
-        }
+    pub fn new(tag: FsTag, ends: Ends) -> Result<Self, FsError> {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self {
             tag,
-            session: Session::new(socket),
+            session: Session::new(ends)?,
             notifications: [event()?, event()?],
+            unheard: true,
             active: None,
         })
     }
 
-    /// Does what an event leaves to do, up to a bound: of a queue, of the worker's socket, or (`None`) of any.
+    /// Does what an event leaves to do, up to a bound: of a queue, of the worker's answers, or (`None`) of any.
     pub(crate) fn serve(&mut self, event: Option<RawFd>) {
+        let answers = self.session.answers().as_raw_fd();
         let Some(active) = &mut self.active else { return };
         for (queue, notification) in self.notifications.iter().enumerate() {
             if event.is_none_or(|event| event == notification.as_raw_fd()) {
                 active.queues.look_at(queue);
             }
         }
-        let outcome = active.queues.serve(&active.memory, &mut self.session);
+        if event.is_none_or(|event| event == answers) || self.unheard {
+            self.unheard = false;
+            let outcome = active.queues.give_back(&active.memory, &mut self.session);
+            self.tell(&outcome);
+        }
+        let Some(active) = &mut self.active else { return };
+        let outcome = active.queues.take(&active.memory, &mut self.session);
         self.tell(&outcome);
     }
 
@@ -122,7 +122,8 @@ impl Fs {
     }
 
     /// Makes the event loop look at everything.
-    fn wake(&self) {
+    fn wake(&mut self) {
+        self.unheard = true;
         for notification in &self.notifications {
             // Fails only if the counter is full, after 2^64 times. Nobody reads it: each write is an edge.
             let _ = notification.write(1);
@@ -199,7 +200,7 @@ impl VirtioDevice for Fs {
     }
 
     fn resume(&mut self) -> Result<(), ActivateError> {
-        // The socket tells its state once per change, and it may have changed.
+        // A descriptor tells its state once per change, and it may have changed.
         self.wake();
         Ok(())
     }
@@ -226,19 +227,13 @@ impl VirtioDevice for Fs {
 pub struct FsSubscriber {
     device: Arc<Mutex<Fs>>,
     stop: Arc<StopSignal>,
-    /// Room on the worker's socket is watched for.
-    waits_for_room: bool,
 }
 
 impl FsSubscriber {
     /// Serves `device`.
     #[must_use]
     pub fn new(device: Arc<Mutex<Fs>>, stop: Arc<StopSignal>) -> Self {
-        Self {
-            device,
-            stop,
-            waits_for_room: false,
-        }
+        Self { device, stop }
     }
 }
 
@@ -246,46 +241,17 @@ impl MutEventSubscriber for FsSubscriber {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let device = lock(&self.device);
         let notifications = device.notifications.iter().map(AsRawFd::as_raw_fd);
-        // By edges, so that nobody has to read how often the driver has notified: it does not matter.
-        let notifications = notifications.map(|fd| (fd, EventSet::IN | EventSet::EDGE_TRIGGERED));
-        let socket = (
-            device.session.socket().as_raw_fd(),
-            socket_events(self.waits_for_room),
-        );
-        for (fd, events) in notifications.chain([socket]) {
-            if let Err(error) = ops.add(Events::new_raw(fd, events)) {
+        // By edges, so that nobody has to read how often the driver has notified, which does not matter; and because the end of
+        // the worker stays for good.
+        for fd in notifications.chain([device.session.answers().as_raw_fd()]) {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN | EventSet::EDGE_TRIGGERED)) {
                 let detail = format!("cannot watch a file system device: {error}");
                 self.stop.stop(StopReason::DeviceFailure, detail);
             }
         }
     }
 
-    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let mut device = lock(&self.device);
-        if events.fd() == device.session.socket().as_raw_fd()
-            && events.event_set().contains(EventSet::HANG_UP)
-        {
-            device.session.hung_up();
-        }
-        device.serve(Some(events.fd()));
-        let full = device.session.is_full();
-        if full != self.waits_for_room {
-            // If there is room by now, that is an event as well.
-            let socket = Events::new_raw(device.session.socket().as_raw_fd(), socket_events(full));
-            match ops.modify(socket) {
-                Ok(()) => self.waits_for_room = full,
-                Err(error) => {
-                    let detail = format!("cannot watch a file system device: {error}");
-                    self.stop.stop(StopReason::DeviceFailure, detail);
-                }
-            }
-        }
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        lock(&self.device).serve(Some(events.fd()));
     }
-}
-
-/// What is watched for on the worker's socket: its end stays for good, hence edges. Each request that a worker takes off makes
-/// room, and the event loop would be woken for it.
-fn socket_events(room: bool) -> EventSet {
-    let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
-    if room { events | EventSet::OUT } else { events }
 }

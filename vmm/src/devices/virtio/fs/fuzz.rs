@@ -1,9 +1,6 @@
 //! The file system device between a hostile driver and a hostile worker.
 
-use std::os::fd::OwnedFd;
-
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
-
+use super::exchange::{self, exchange};
 use super::message::{Answer, IN_HEADER_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER_BYTES, Request};
 use super::queue::Queues;
 use super::session::Session;
@@ -23,15 +20,14 @@ fn request(input: &mut Input<'_>) -> Vec<u8> {
     let opcode = input.one_of(&[1_u32, 2, 3, 15, 16, 26, 36, 42, 0, u32::MAX]);
     request.0[..4].copy_from_slice(&length.to_le_bytes());
     request.0[4..8].copy_from_slice(&opcode.to_le_bytes());
-    request.set_id(u64::from(input.byte()));
+    request.0[8] = input.byte();
     request.0.to_vec()
 }
 
 pub(crate) fn queue(data: &[u8]) {
     let (mut input, memory) = (Input::new(data), memory());
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-    let (mut session, mut worker) = (Session::new(ours), Worker::new(theirs));
+    let (ours, theirs) = exchange().unwrap();
+    let (mut session, mut worker) = (Session::new(ours).unwrap(), Worker::new(theirs));
     let scenes = [0, 1].map(|index| scene(&mut input, &memory, index, request));
     let [Some(first), Some(second)] = scenes else {
         return;
@@ -41,7 +37,8 @@ pub(crate) fn queue(data: &[u8]) {
     for _ in 0..MOST_STEPS {
         (0..2).for_each(|index| queues.look_at(index));
         // Nonsense of the driver is an error, nonsense of the worker the end of the worker.
-        if queues.serve(&memory, &mut session).is_err() || input.is_empty() {
+        let heard = queues.give_back(&memory, &mut session);
+        if heard.is_err() || queues.take(&memory, &mut session).is_err() || input.is_empty() {
             break;
         }
         worker.step(&mut input);
@@ -52,37 +49,39 @@ pub(crate) fn queue(data: &[u8]) {
     permit.check(&memory);
 }
 
-/// The worker's end, and the requests that it has not answered.
+/// The worker's side, and the slots of requests that it has not answered.
 struct Worker {
-    socket: Option<OwnedFd>,
-    asked: Vec<u64>,
+    machine: Option<exchange::Worker>,
+    asked: Vec<u8>,
 }
 
 impl Worker {
-    fn new(socket: OwnedFd) -> Self {
+    fn new(ends: exchange::Ends) -> Self {
         Self {
-            socket: Some(socket),
+            machine: Some(exchange::Worker::of_test(ends)),
             asked: Vec::new(),
         }
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
-        let Some(socket) = &self.socket else { return };
-        let mut head = [0; IN_HEADER_BYTES];
-        while let Ok((count, length)) = recv(socket, &mut head, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
-            && length > 0
-        {
-            assert_eq!(count, IN_HEADER_BYTES, "a whole head");
-            let request = Request(head);
-            assert_eq!(usize::try_from(request.length()), Ok(length));
-            self.asked.push(request.id());
+        let Some(machine) = &self.machine else { return };
+        while let Ok(Some(slot)) = machine.next() {
+            let mut head = [0; IN_HEADER_BYTES];
+            slot.memory().copy_to(&mut head);
+            let length = usize::try_from(Request(head).length()).unwrap();
+            assert!(
+                (IN_HEADER_BYTES..=MAX_MESSAGE_BYTES).contains(&length),
+                "a whole request"
+            );
+            assert!(!self.asked.contains(&slot.index()), "a slot that is in use");
+            self.asked.push(slot.index());
         }
         let any = input.byte();
         let chosen = usize::from(input.byte());
-        let id = match chosen.checked_rem(self.asked.len()) {
+        let index = match chosen.checked_rem(self.asked.len()) {
             Some(index) if any < 0xc0 => self.asked.swap_remove(index),
             Some(index) if any < 0xd0 => self.asked[index],
-            _ => u64::from(input.word()),
+            _ => input.byte(),
         };
         let body = match input.byte() {
             short @ 0..0xc0 => usize::from(short),
@@ -93,7 +92,6 @@ impl Worker {
         let mut answer = Answer {
             length: u32::try_from(OUT_HEADER_BYTES + body).unwrap(),
             error: 0,
-            id,
         };
         match any & 0x1f {
             0x1d => answer.length = input.number(),
@@ -101,16 +99,14 @@ impl Worker {
             0x1f => answer.error = i32::from(input.half()) - 0x8000,
             _ => {}
         }
-        let message = [&answer.to_bytes()[..], &vec![b'w'; body]].concat();
-        let message = match any {
-            0xf0..0xf8 => message.get(..chosen).unwrap_or(&message),
-            0xf8.. => {
-                self.socket = None;
-                return;
-            }
-            _ => &message,
-        };
-        // It fails where the device has given the worker up.
-        let _ = send(socket, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        if any >= 0xf8 {
+            self.machine = None;
+            return;
+        }
+        if let Some(slot) = machine.slot(index) {
+            let message = [&answer.to_bytes(0)[..], &vec![b'w'; body]].concat();
+            slot.memory().copy_from(&message);
+        }
+        machine.say(index).unwrap();
     }
 }

@@ -1,11 +1,12 @@
 //! The file system device (section 5.11): a directory of the host in the guest.
 //!
-//! The device moves requests between the guest's queues and a socket; what a request means is known at the other end only,
-//! by a worker process that has the directory and nothing else. So guest memory stays the machine's alone, and the rights
-//! over files never enter it. Each side takes the other for hostile: the worker sees copies, and its answers are
-//! checked against what was asked.
+//! The device moves requests between the guest's queues and memory that it shares with a worker process, which has the directory
+//! and nothing else; what a request means is known there only. So guest memory stays the machine's alone, and the rights over files
+//! never enter it. Each side takes the other for hostile: the worker sees copies, and its answers are checked against what
+//! was asked.
 
 mod device;
+pub mod exchange;
 #[cfg(any(test, feature = "fuzzing"))]
 #[expect(
     clippy::unwrap_used,

@@ -1,7 +1,7 @@
 //! Requests of the driver (section 5.11.6): a descriptor chain each, given back when the worker has answered.
 
 use super::message::{Answer, IN_HEADER_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER_BYTES, Request, has_answer};
-use super::session::{Sent, Session, Waiting};
+use super::session::{Answered, Session, Waiting};
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::ring::{Outcome, Ring, RingError, RingState};
 use crate::memory::GuestMemory;
@@ -21,12 +21,18 @@ struct Queue {
     ring: Ring,
     /// It may have requests of which the driver does not notify.
     unseen: bool,
+    /// Something was given back since the driver was asked whether it wants to know.
+    used: bool,
 }
 
 impl Queues {
     /// Queues that may have requests already.
     pub(super) fn new(rings: Vec<Ring>) -> Self {
-        let queue = |ring| Queue { ring, unseen: true };
+        let queue = |ring| Queue {
+            ring,
+            unseen: true,
+            used: false,
+        };
         Self(rings.into_iter().map(queue).collect())
     }
 
@@ -42,32 +48,46 @@ impl Queues {
         }
     }
 
-    /// Moves answers to the driver, and requests that nobody has seen to the worker, up to a bound.
+    /// Moves answers to the driver, up to a bound.
     ///
     /// # Errors
     /// [`RingError`] if the driver broke a queue.
-    pub(super) fn serve(
+    pub(super) fn give_back(
         &mut self,
         memory: &GuestMemory,
         session: &mut Session,
     ) -> Result<Outcome, RingError> {
-        let mut outcome = self.give_back(memory, session, MAX_MESSAGES, false)?;
-        session.forget_full();
-        for index in 0..self.0.len() {
-            if !self.0.get(index).is_some_and(|queue| queue.unseen) {
-                continue;
+        let mut slots = [0; MAX_MESSAGES];
+        let count = session.listen(&mut slots);
+        for slot in slots.iter().take(count) {
+            if let Some(answered) = session.deliver(memory, *slot)? {
+                self.complete(&answered)?;
             }
-            let taken = self.take(memory, session, index)?;
-            outcome.signal |= taken.signal;
-            outcome.more |= taken.more;
         }
-        // What a worker has that was just found to be lost has no answer but this.
-        if session.is_lost() {
-            let failed = self.give_back(memory, session, MAX_MESSAGES, false)?;
-            outcome.signal |= failed.signal;
-            outcome.more |= failed.more;
+        self.fail_lost(memory, session)?;
+        Ok(Outcome {
+            signal: self.wants_interrupt()?,
+            more: count == MAX_MESSAGES,
+        })
+    }
+
+    /// Moves requests that nobody has seen to the worker, up to a bound.
+    ///
+    /// # Errors
+    /// [`RingError`] if the driver broke a queue.
+    pub(super) fn take(&mut self, memory: &GuestMemory, session: &mut Session) -> Result<Outcome, RingError> {
+        let mut more = false;
+        for (index, queue) in self.0.iter_mut().enumerate() {
+            if queue.unseen {
+                more |= queue.take(memory, session, index)?;
+            }
         }
-        Ok(outcome)
+        session.tell();
+        self.fail_lost(memory, session)?;
+        Ok(Outcome {
+            signal: self.wants_interrupt()?,
+            more,
+        })
     }
 
     /// Waits until the worker has answered everything that the driver waits for.
@@ -81,93 +101,73 @@ impl Queues {
     ) -> Result<Outcome, RingError> {
         let mut signal = false;
         while session.is_busy() {
-            signal |= self.give_back(memory, session, 1, true)?.signal;
+            session.wait();
+            signal |= self.give_back(memory, session)?.signal;
         }
         Ok(Outcome { signal, more: false })
     }
 
-    fn give_back(
-        &mut self,
-        memory: &GuestMemory,
-        session: &mut Session,
-        limit: usize,
-        wait: bool,
-    ) -> Result<Outcome, RingError> {
-        let (mut signal, mut count) = (false, 0);
-        while count < limit {
-            let Some(answered) = session.receive(memory, wait)? else {
-                return Ok(Outcome { signal, more: false });
-            };
-            let queue = self.0.get_mut(answered.queue).ok_or(RingError::Invalid)?;
-            let ring = &mut queue.ring;
-            ring.complete(answered.head, answered.written)?;
-            signal |= ring.needs_interrupt()?;
-            count += 1;
+    /// What a worker has that is lost has no answer but an error.
+    fn fail_lost(&mut self, memory: &GuestMemory, session: &mut Session) -> Result<(), RingError> {
+        while let Some(answered) = session.fail_next(memory)? {
+            self.complete(&answered)?;
         }
-        Ok(Outcome { signal, more: true })
+        Ok(())
     }
 
-    /// Moves requests of one queue to the worker, up to a bound.
-    fn take(
-        &mut self,
-        memory: &GuestMemory,
-        session: &mut Session,
-        index: usize,
-    ) -> Result<Outcome, RingError> {
-        let Some(Queue { ring, unseen }) = self.0.get_mut(index) else {
-            return Ok(Outcome::default());
-        };
-        *unseen = true;
-        let (mut taken, mut more, mut used) = (0, false, false);
-        ring.disable_notifications(memory)?;
-        // Where there is no room, the driver is not asked to notify: an answer, or room on the socket, brings the event
-        // loop back.
+    fn complete(&mut self, answered: &Answered) -> Result<(), RingError> {
+        let queue = self.0.get_mut(answered.queue).ok_or(RingError::Invalid)?;
+        queue.used = true;
+        queue.ring.complete(answered.head, answered.written)
+    }
+
+    fn wants_interrupt(&mut self) -> Result<bool, RingError> {
+        let mut wants = false;
+        for queue in self.0.iter_mut().filter(|queue| queue.used) {
+            queue.used = false;
+            wants |= queue.ring.needs_interrupt()?;
+        }
+        Ok(wants)
+    }
+}
+
+impl Queue {
+    /// Moves requests to the worker, up to a bound; whether there are more.
+    fn take(&mut self, memory: &GuestMemory, session: &mut Session, index: usize) -> Result<bool, RingError> {
+        self.unseen = true;
+        self.ring.disable_notifications(memory)?;
+        let mut taken = 0;
+        // Where there is no room, the driver is not asked to notify: an answer brings the event loop back.
         while session.has_room() {
             if taken == MAX_MESSAGES {
-                more = true;
-                break;
+                return Ok(true);
             }
-            let Some(chain) = ring.pop(memory)? else {
-                if ring.enable_notifications(memory)? {
+            let Some(chain) = self.ring.pop(memory)? else {
+                if self.ring.enable_notifications(memory)? {
                     continue;
                 }
-                *unseen = false;
+                self.unseen = false;
                 break;
             };
             taken += 1;
             let head = chain.head;
-            match submit(session, index, chain)? {
-                Submitted::Waits => {}
-                Submitted::Done(written) => {
-                    ring.complete(head, written)?;
-                    used = true;
-                }
-                Submitted::NoRoom => {
-                    ring.undo_pop();
-                    break;
-                }
+            if let Some(written) = submit(session, index, chain)? {
+                self.ring.complete(head, written)?;
+                self.used = true;
             }
         }
-        let signal = used && ring.needs_interrupt()?;
-        Ok(Outcome { signal, more })
+        Ok(false)
     }
 }
 
-enum Submitted {
-    /// For an answer.
-    Waits,
-    /// With so many bytes written.
-    Done(u32),
-    NoRoom,
-}
-
-/// Sends the request in `chain`, if it is whole.
-fn submit(session: &mut Session, queue: usize, chain: Chain<'_>) -> Result<Submitted, RingError> {
-    let (head, body) = chain
-        .readable
-        .split_at(IN_HEADER_BYTES)
-        .ok_or(RingError::Malformed)?;
-    let request = Request(head.read().ok_or(RingError::Malformed)?);
+/// Sends the request in `chain`, if it is whole. `None` if it waits for an answer, else how many bytes were written.
+fn submit(session: &mut Session, queue: usize, chain: Chain<'_>) -> Result<Option<u32>, RingError> {
+    let request = Request(
+        chain
+            .readable
+            .read::<IN_HEADER_BYTES>()
+            .ok_or(RingError::Malformed)?,
+    );
     let length = usize::try_from(request.length()).unwrap_or(usize::MAX);
     let answered = has_answer(request.opcode());
     if length != chain.readable.len()
@@ -183,14 +183,13 @@ fn submit(session: &mut Session, queue: usize, chain: Chain<'_>) -> Result<Submi
         id,
         writable: chain.writable_at,
     });
-    Ok(match session.send(request, &body, waiting) {
-        Sent::Yes if answered => Submitted::Waits,
-        Sent::NoRoom => Submitted::NoRoom,
-        Sent::Failed(error) if answered => {
-            let answer = Answer::of_error(error, id);
-            chain.writable.copy_from(&answer.to_bytes());
-            Submitted::Done(answer.length)
+    Ok(match session.send(&request, &chain.readable, waiting) {
+        Ok(()) if answered => None,
+        Err(error) if answered => {
+            let answer = Answer::of_error(error);
+            chain.writable.copy_from(&answer.to_bytes(id));
+            Some(answer.length)
         }
-        Sent::Yes | Sent::Failed(_) => Submitted::Done(0),
+        _ => Some(0),
     })
 }

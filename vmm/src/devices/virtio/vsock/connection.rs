@@ -269,7 +269,7 @@ impl Connection {
     fn read_socket(&mut self, data: &Buffers<'_>) -> Option<usize> {
         let credit = usize::try_from(self.to_guest.credit()).unwrap_or(usize::MAX);
         let (space, _) = data.split_at(data.len().min(credit).min(MAX_DATA_BYTES))?;
-        match sys::receive(self.socket.as_fd(), space.slices(), RecvFlags::empty()) {
+        match sys::receive(self.socket.as_fd(), space.slices()) {
             Ok(0) => self.host_has_ended(),
             Ok(length) => {
                 self.to_guest.sent += u32::try_from(length).unwrap_or_default();
