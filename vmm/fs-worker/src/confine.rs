@@ -61,7 +61,7 @@ const REQUESTS: &[Call] = &[
     any(libc::SYS_fstat),
     any(libc::SYS_fstatfs),    // STATFS
     any(libc::SYS_readlinkat), // READLINK
-    any(libc::SYS_getdents64), // READDIR, READDIRPLUS
+    any(libc::SYS_getdents64), // READDIR
     any(libc::SYS_lseek),      // the same, and LSEEK
     any(libc::SYS_pread64),    // READ
     any(libc::SYS_preadv),
@@ -322,7 +322,7 @@ impl Room {
 }
 
 /// Sets the limit of open files, which is that of files that the guest knows of.
-pub(crate) fn limit_descriptors() -> io::Result<()> {
+fn limit_descriptors() -> io::Result<()> {
     let limit = |most| Rlimit {
         current: Some(most),
         maximum: Some(most),

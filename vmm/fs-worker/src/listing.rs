@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::io;
 
-use fuse_backend_rs::abi::fuse_abi::{Dirent, EntryOut};
+use fuse_backend_rs::abi::fuse_abi::Dirent;
 use fuse_backend_rs::api::filesystem::{Context, DirEntry, FileSystem as _};
 use fuse_backend_rs::passthrough::PassthroughFs;
 use rvm_vmm::devices::virtio::fs::MAX_DATA_BYTES;
@@ -43,15 +43,14 @@ impl Asked {
     }
 }
 
-/// The next entries, with attributes of each if `plus`, as they are sent; nothing at the end.
+/// The next entries, as they are sent; nothing at the end.
 ///
 /// # Errors
 /// Those of the host's file system. `EINVAL` if not even the next entry fits.
-pub(crate) fn list(files: &PassthroughFs, asked: Asked, plus: bool) -> io::Result<Vec<u8>> {
+pub(crate) fn list(files: &PassthroughFs, asked: Asked) -> io::Result<Vec<u8>> {
     let mut list = List {
         bytes: Vec::new(),
         room: asked.size as usize,
-        plus,
     };
     let fits = list.add_own(files, asked)?;
     // What is left of the room may be too little for any entry; then the next request gets it.
@@ -73,7 +72,6 @@ pub(crate) fn list(files: &PassthroughFs, asked: Asked, plus: bool) -> io::Resul
 struct List {
     bytes: Vec<u8>,
     room: usize,
-    plus: bool,
 }
 
 impl List {
@@ -87,8 +85,7 @@ impl List {
                 type_: u32::from(libc::DT_DIR),
                 name,
             };
-            // Without a node: a driver knows these two, and takes no attributes of them.
-            self.add(&entry, EntryOut::default()) > 0
+            self.add(&entry) > 0
         };
         if asked.offset == 0 {
             let (own, _) = files.getattr(&context, asked.node, None)?;
@@ -111,20 +108,13 @@ impl List {
         } = asked;
         // Of a read that finds no more than `.` and `..` the library makes nothing, which would be the end.
         let size = asked.size.max(LEAST_READ);
-        if self.plus {
-            files.readdirplus(&context, node, handle, size, offset, &mut |entry, found| {
-                Ok(self.add(&entry, found.into()))
-            })
-        } else {
-            files.readdir(&context, node, handle, size, offset, &mut |entry| {
-                Ok(self.add(&entry, EntryOut::default()))
-            })
-        }
+        files.readdir(&context, node, handle, size, offset, &mut |entry| {
+            Ok(self.add(&entry))
+        })
     }
 
     /// Adds an entry and returns its length, 0 if there is no room.
-    fn add(&mut self, entry: &DirEntry<'_>, attributes: EntryOut) -> usize {
-        let attributes: &[u8] = if self.plus { attributes.as_slice() } else { &[] };
+    fn add(&mut self, entry: &DirEntry<'_>) -> usize {
         let Ok(namelen) = u32::try_from(entry.name.len()) else {
             return 0;
         };
@@ -134,12 +124,11 @@ impl List {
             namelen,
             type_: entry.type_,
         };
-        let length = attributes.len() + (size_of::<Dirent>() + entry.name.len()).next_multiple_of(8);
+        let length = (size_of::<Dirent>() + entry.name.len()).next_multiple_of(8);
         let end = self.bytes.len() + length;
         if end > self.room {
             return 0;
         }
-        self.bytes.extend(attributes);
         self.bytes.extend(head.as_slice());
         self.bytes.extend(entry.name);
         self.bytes.resize(end, 0);

@@ -29,7 +29,6 @@ pub(crate) const CREATE: u32 = 35;
 pub(crate) const INTERRUPT: u32 = 36;
 pub(crate) const DESTROY: u32 = 38;
 pub(crate) const BATCH_FORGET: u32 = 42;
-pub(crate) const READDIRPLUS: u32 = 44;
 pub(crate) const SYNCFS: u32 = 50;
 
 /// Longest value and longest list of extended attributes (include/uapi/linux/limits.h).
@@ -148,7 +147,6 @@ const SHAPES: &[Shape] = &[
         ..reads(BATCH_FORGET, 8, 0)
     },
     changes(43, 32, 0), // FALLOCATE
-    reads(READDIRPLUS, 40, 0),
     changes(45, 16, 2), // RENAME2
     reads(46, 24, 0),   // LSEEK
     reads(SYNCFS, 8, 0),

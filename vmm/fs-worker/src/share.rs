@@ -34,8 +34,8 @@ use crate::data;
 use crate::listing;
 use crate::locks::{self, Locks, Outcome};
 use crate::request::{
-    DESTROY, FLUSH, GETLK, INIT, INTERRUPT, READ, READDIR, READDIRPLUS, RELEASE, Refused, Request, SETLK,
-    SETLKW, SYNCFS, WRITE,
+    DESTROY, FLUSH, GETLK, INIT, INTERRUPT, READ, READDIR, RELEASE, Refused, Request, SETLK, SETLKW, SYNCFS,
+    WRITE,
 };
 
 /// The oldest minor version of the protocol that is spoken, of Linux 5.4, the first with this device.
@@ -198,7 +198,7 @@ impl Share {
                 machine.answer(slot, result.err().map_or(0, Errno::raw_os_error), 0)
             }
             GETLK | SETLK | SETLKW => self.lock(machine, slot, &request),
-            READDIR | READDIRPLUS => self.list(machine, slot, &request),
+            READDIR => self.list(machine, slot, &request),
             // What was asked for cannot be taken back: Linux does not even say so to a virtio device.
             INTERRUPT => machine.give_back(slot),
             opcode => {
@@ -250,7 +250,7 @@ impl Share {
     fn list(&self, machine: &Worker, slot: Slot<'_>, request: &Request<'_>) -> io::Result<()> {
         let listed = listing::Asked::parse(request.node(), request.body())
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
-            .and_then(|asked| listing::list(&self.files, asked, request.opcode == READDIRPLUS));
+            .and_then(|asked| listing::list(&self.files, asked));
         match listed {
             Ok(entries) => answer(machine, slot, &entries),
             Err(error) => machine.answer(slot, number(&error), 0),
@@ -338,6 +338,8 @@ impl Share {
         }
         self.files.destroy();
         let offered = FsOptions::from_bits_truncate(u64::from(asked.flags));
+        // Attributes in lists would be asked for again by who wants them: a guest believes none.
+        let offered = offered - (FsOptions::DO_READDIRPLUS | FsOptions::READDIRPLUS_AUTO);
         let wanted = FsOptions::ASYNC_READ
             | FsOptions::BIG_WRITES
             | FsOptions::ATOMIC_O_TRUNC

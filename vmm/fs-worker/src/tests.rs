@@ -8,7 +8,7 @@ use rvm_vmm::devices::virtio::fs::IN_HEADER_BYTES;
 use rvm_vmm::devices::virtio::fs::exchange::{Ends, exchange};
 
 use super::*;
-use crate::request::{CREATE, GETXATTR, OPEN, OPENDIR, READ, READDIR, READDIRPLUS, SYMLINK, WRITE, shape_of};
+use crate::request::{CREATE, GETXATTR, OPEN, OPENDIR, READ, READDIR, SYMLINK, WRITE, shape_of};
 
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
@@ -206,6 +206,7 @@ fn a_driver_agrees_on_sizes_and_caches_nothing() {
             | FsOptions::ZERO_MESSAGE_OPEN
             | FsOptions::ZERO_MESSAGE_OPENDIR
             | FsOptions::POSIX_ACL
+            | FsOptions::DO_READDIRPLUS
     ));
     assert_eq!((u32_at(&agreed, 20), agreed[28]), (MAX_DATA_BYTES, 32));
     // Of the upper half, that files past the cache may be mapped, if the driver knows of that.
@@ -451,30 +452,25 @@ struct Listed {
 
 impl Driver {
     /// Everything in a directory, from `offset` on, as it comes in answers of at most so many bytes.
-    fn list(&mut self, node: u64, plus: bool, size: u32, mut offset: u64) -> Result<Vec<Listed>, i32> {
+    fn list(&mut self, node: u64, size: u32, mut offset: u64) -> Result<Vec<Listed>, i32> {
         let handle = u64_at(&self.ask(OPENDIR, node, &[0; 8])?, 0);
-        let (opcode, ahead) = if plus { (READDIRPLUS, 128) } else { (READDIR, 0) };
         let mut entries = Vec::new();
         loop {
             let mut body = [handle.to_le_bytes(), offset.to_le_bytes()].concat();
             body.extend(words(&[size, 0, 0, 0, 0, 0]));
-            let listed = self.ask(opcode, node, &body)?;
+            let listed = self.ask(READDIR, node, &body)?;
             assert!(listed.len() <= size as usize);
             let mut rest = listed.as_slice();
             if rest.is_empty() {
                 return Ok(entries);
             }
             while !rest.is_empty() {
-                let (attributes, entry) = rest.split_at(ahead);
-                let length = u32_at(entry, 16) as usize;
-                let name = String::from_utf8(entry[24..24 + length].to_vec()).unwrap();
-                let ino = u64_at(entry, 0);
-                offset = u64_at(entry, 8);
-                if plus && name.starts_with("file") {
-                    assert_eq!(Entry::parse(attributes).size, 1);
-                }
+                let length = u32_at(rest, 16) as usize;
+                let name = String::from_utf8(rest[24..24 + length].to_vec()).unwrap();
+                let ino = u64_at(rest, 0);
+                offset = u64_at(rest, 8);
                 entries.push(Listed { name, ino, offset });
-                rest = &rest[(ahead + 24 + length).next_multiple_of(8)..];
+                rest = &rest[(24 + length).next_multiple_of(8)..];
             }
         }
     }
@@ -482,20 +478,16 @@ impl Driver {
 
 #[test]
 fn directories_are_listed_as_they_are_on_the_host() {
-    // Each that the driver knows of is an open file.
-    crate::confine::limit_descriptors().unwrap();
     let mut driver = Driver::new();
     for index in 0..10_000 {
         fs::write(driver.path(&format!("file-{index}")), "x").unwrap();
     }
-    for plus in [true, false] {
-        let listed = driver.list(ROOT, plus, 4096, 0).unwrap();
-        let mut names: Vec<_> = listed.iter().map(|entry| entry.name.as_str()).collect();
-        assert_eq!(names[..2], [".", ".."]);
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!((listed.len(), names.len()), (10_002, 10_002));
-    }
+    let listed = driver.list(ROOT, 4096, 0).unwrap();
+    let mut names: Vec<_> = listed.iter().map(|entry| entry.name.as_str()).collect();
+    assert_eq!(names[..2], [".", ".."]);
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!((listed.len(), names.len()), (10_002, 10_002));
 }
 
 #[test]
@@ -507,24 +499,21 @@ fn a_directory_and_the_one_above_are_in_the_list() {
     let (top, directory) = (number(&driver, ""), number(&driver, "directory"));
     let node = driver.lookup(ROOT, "directory").unwrap().node;
     let inner = driver.lookup(node, "inner").unwrap().node;
-    for plus in [true, false] {
-        // Nobody hears of what is above the share, its number included.
-        let of = |entries: &[Listed]| [entries[0].ino, entries[1].ino];
-        assert_eq!(of(&driver.list(ROOT, plus, 4096, 0).unwrap()), [top, top]);
-        let all = driver.list(node, plus, 4096, 0).unwrap();
-        assert_eq!(of(&all), [directory, top]);
-        assert_eq!(all.len(), 4);
-        let own = driver.list(inner, plus, 4096, 0).unwrap();
-        assert_eq!((of(&own)[1], own.len()), (directory, 2));
-        // From behind any entry, and with room for one at a time.
-        let one = if plus { 168 } else { 40 };
-        assert_eq!(driver.list(node, plus, one, 0).unwrap(), all);
-        for (index, entry) in all.iter().enumerate() {
-            let rest = driver.list(node, plus, 4096, entry.offset).unwrap();
-            assert_eq!(rest, all[index + 1..], "{entry:?}");
-        }
-        assert_eq!(driver.list(node, plus, 8, 0), Err(libc::EINVAL));
+    // Nobody hears of what is above the share, its number included.
+    let of = |entries: &[Listed]| [entries[0].ino, entries[1].ino];
+    assert_eq!(of(&driver.list(ROOT, 4096, 0).unwrap()), [top, top]);
+    let all = driver.list(node, 4096, 0).unwrap();
+    assert_eq!(of(&all), [directory, top]);
+    assert_eq!(all.len(), 4);
+    let own = driver.list(inner, 4096, 0).unwrap();
+    assert_eq!((of(&own)[1], own.len()), (directory, 2));
+    // From behind any entry, and with room for one at a time.
+    assert_eq!(driver.list(node, 40, 0).unwrap(), all);
+    for (index, entry) in all.iter().enumerate() {
+        let rest = driver.list(node, 4096, entry.offset).unwrap();
+        assert_eq!(rest, all[index + 1..], "{entry:?}");
     }
+    assert_eq!(driver.list(node, 8, 0), Err(libc::EINVAL));
 }
 
 #[test]
