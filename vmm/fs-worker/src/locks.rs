@@ -165,14 +165,14 @@ impl Locks {
         match asked.take(&file) {
             Ok(true) => {
                 table.hold(&asked, file);
-                self.changed.notify_all();
+                self.tell(&table);
                 Outcome::Answer(0)
             }
             Ok(false) if !waits => Outcome::Answer(libc::EAGAIN),
             Ok(false) if table.waiting.len() >= MOST_WAITING => Outcome::Answer(libc::ENOLCK),
             Ok(false) => {
                 table.waiting.push(Waiting { slot, asked, file });
-                self.changed.notify_all();
+                self.tell(&table);
                 Outcome::Later
             }
             Err(error) => Outcome::Answer(number(&error)),
@@ -218,16 +218,18 @@ impl Locks {
     /// Somebody has closed a file: all ranges that they have locked of it are free (fcntl(2)).
     pub(crate) fn close(&self, node: u64, owner: u64) {
         let whole = false;
-        self.table().holders.remove(&Holder { node, owner, whole });
-        self.changed.notify_all();
+        let mut table = self.table();
+        table.holders.remove(&Holder { node, owner, whole });
+        self.tell(&table);
     }
 
     /// Nobody has this open file any more: what was locked by it is free.
     pub(crate) fn release(&self, node: u64, handle: u64) {
-        self.table()
+        let mut table = self.table();
+        table
             .holders
             .retain(|holder, held| holder.node != node || held.handle != handle);
-        self.changed.notify_all();
+        self.tell(&table);
     }
 
     /// Forgets everything; the answer is the slots of requests that have waited.
@@ -252,6 +254,13 @@ impl Locks {
             }
             let waited = self.changed.wait_timeout(self.table(), TURN);
             table = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Has requests that wait tried again. Files are closed far more often than locks are waited for, and then nobody is woken.
+    fn tell(&self, table: &Table) {
+        if !table.waiting.is_empty() {
+            self.changed.notify_all();
         }
     }
 
