@@ -175,7 +175,8 @@ impl Session {
         let _ = rustix::io::retry_on_intr(|| poll(&mut answers, None));
     }
 
-    /// Takes the answer in a slot to the driver; `None` if nobody waits for one, or it makes no sense, and then the worker is lost.
+    /// Takes the answer in a slot to the driver, or an error where it makes no sense, and then the worker is lost. `None` if nobody
+    /// waits for one.
     ///
     /// # Errors
     /// [`ChainError`], see [`Extents::resolve`].
@@ -184,32 +185,31 @@ impl Session {
         memory: &GuestMemory,
         index: u8,
     ) -> Result<Option<Answered>, ChainError> {
-        let (Some(place), Some(slot)) = (self.uses.get_mut(usize::from(index)), self.slots.get(index)) else {
+        let used = self.uses.get_mut(usize::from(index)).map(std::mem::take);
+        let (Some(used), Some(slot)) = (used, self.slots.get(index)) else {
             self.lose();
             return Ok(None);
         };
-        let answered = match place {
+        let waiting = match used {
             Use::Free => {
                 self.lose();
                 return Ok(None);
             }
             Use::Unheard => None,
-            Use::Waiting(waiting) => {
-                let mut head = [0; OUT_HEADER_BYTES];
-                slot.copy_to(&mut head);
-                let writable = waiting.writable.resolve(memory)?;
-                let Some(answer) = Answer::parse(&head).filter(|answer| answer.bytes() <= writable.len())
-                else {
-                    self.lose();
-                    return Ok(None);
-                };
-                writable.copy_from_memory(&slot, answer.bytes());
-                Some(waiting.finish(answer, &writable))
-            }
+            Use::Waiting(waiting) => Some(waiting),
         };
-        *place = Use::Free;
         self.free.push(index);
-        Ok(answered)
+        let Some(waiting) = waiting else { return Ok(None) };
+        let mut head = [0; OUT_HEADER_BYTES];
+        slot.copy_to(&mut head);
+        let writable = waiting.writable.resolve(memory)?;
+        let answer = Answer::parse(&head).filter(|answer| answer.bytes() <= writable.len());
+        let Some(answer) = answer else {
+            self.lose();
+            return Ok(Some(waiting.finish(Answer::of_error(libc::EIO), &writable)));
+        };
+        writable.copy_from_memory(&slot, answer.bytes());
+        Ok(Some(waiting.finish(answer, &writable)))
     }
 
     /// Where the worker is lost, answers a request that waits with an error. Nobody else will.
