@@ -1,5 +1,6 @@
 // files: work with many small files. "files DIRECTORY COUNT" makes DIRECTORY, which must not be there, and prints a line for each
-// workload, "load NAME OPERATIONS-PER-SECOND". Built statically by the script beside it.
+// workload, "load NAME OPERATIONS-PER-SECOND". Built statically by the script beside it, with PAUSE, the seconds to wait before
+// each: the host writes what it was given to its disk meanwhile, and not while the next workload is measured.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -66,7 +67,9 @@ static void list(int count) {
 
 static void measure(const char *name, int count, void (*operation)(const char *)) {
   char file[32];
-  uint64_t before = now_us(), passed;
+  uint64_t before, passed;
+  sleep(PAUSE);
+  before = now_us();
   if (operation)
     for (int i = 0; i < count; i++) snprintf(file, sizeof file, "file-%d", i), operation(file);
   else
