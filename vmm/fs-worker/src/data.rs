@@ -23,57 +23,45 @@ pub(crate) fn move_data(
     slot: VolatileSlice<'_>,
 ) -> io::Result<usize> {
     let asked = Asked::parse(request).ok_or_else(invalid)?;
-    let context = Context::default();
-    if request.is_write() {
-        let data = slot.subslice(WRITE_HEAD_BYTES, asked.size as usize);
-        let mut place = Place(data.map_err(|_| invalid())?);
-        let delayed = asked.fuse_flags & WRITE_CACHE != 0;
-        let Asked {
-            handle,
-            offset,
-            size,
-            flags,
-            fuse_flags,
-        } = asked;
-        let written = files.write(
+    let (context, node, size) = (Context::default(), request.node(), asked.size);
+    let place = |start| {
+        let data = slot.subslice(start, size as usize);
+        data.map(Place).map_err(|_| invalid())
+    };
+    if !request.is_write() {
+        let mut into = place(OUT_HEADER_BYTES)?;
+        return files.read(
             &context,
-            request.node(),
-            handle,
-            &mut place,
+            node,
+            asked.handle,
+            &mut into,
             size,
-            offset,
+            asked.offset,
             None,
-            delayed,
-            flags,
-            fuse_flags,
-        )?;
-        let answer = WriteOut {
-            size: u32::try_from(written).unwrap_or(u32::MAX),
-            ..WriteOut::default()
-        };
-        let body = slot.offset(OUT_HEADER_BYTES).map_err(|_| invalid())?;
-        body.copy_from(answer.as_slice());
-        return Ok(size_of::<WriteOut>());
+            asked.flags,
+        );
     }
-    let data = slot.subslice(OUT_HEADER_BYTES, asked.size as usize);
-    let mut place = Place(data.map_err(|_| invalid())?);
-    let Asked {
-        handle,
-        offset,
-        size,
-        flags,
-        ..
-    } = asked;
-    files.read(
+    let mut from = place(WRITE_HEAD_BYTES)?;
+    let delayed = asked.fuse_flags & WRITE_CACHE != 0;
+    let written = files.write(
         &context,
-        request.node(),
-        handle,
-        &mut place,
+        node,
+        asked.handle,
+        &mut from,
         size,
-        offset,
+        asked.offset,
         None,
-        flags,
-    )
+        delayed,
+        asked.flags,
+        asked.fuse_flags,
+    )?;
+    let answer = WriteOut {
+        size: u32::try_from(written).unwrap_or(u32::MAX),
+        ..WriteOut::default()
+    };
+    let body = slot.offset(OUT_HEADER_BYTES).map_err(|_| invalid())?;
+    body.copy_from(answer.as_slice());
+    Ok(size_of::<WriteOut>())
 }
 
 fn invalid() -> io::Error {
