@@ -252,6 +252,10 @@ impl MutEventSubscriber for FsSubscriber {
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        lock(&self.device).serve(Some(events.fd()));
+        let mut device = lock(&self.device);
+        if events.event_set().contains(EventSet::HANG_UP) {
+            device.session.hung_up();
+        }
+        device.serve(Some(events.fd()));
     }
 }

@@ -59,15 +59,17 @@ impl Queues {
     ) -> Result<Outcome, RingError> {
         let mut slots = [0; MAX_MESSAGES];
         let count = session.listen(&mut slots);
-        for slot in slots.iter().take(count) {
-            if let Some(answered) = session.deliver(memory, *slot)? {
-                self.complete(&answered)?;
-            }
-        }
+        // All of them are free now, also where the driver broke a queue.
+        let deliver = |slot: &u8| match session.deliver(memory, *slot)? {
+            Some(answered) => self.complete(&answered),
+            None => Ok(()),
+        };
+        let delivered = slots.iter().take(count).map(deliver);
+        delivered.fold(Ok(()), Result::and)?;
         self.fail_lost(memory, session)?;
         Ok(Outcome {
             signal: self.wants_interrupt()?,
-            more: count == MAX_MESSAGES,
+            more: session.says_more(count, MAX_MESSAGES),
         })
     }
 
@@ -76,13 +78,15 @@ impl Queues {
     /// # Errors
     /// [`RingError`] if the driver broke a queue.
     pub(super) fn take(&mut self, memory: &GuestMemory, session: &mut Session) -> Result<Outcome, RingError> {
-        let mut more = false;
-        for (index, queue) in self.0.iter_mut().enumerate() {
-            if queue.unseen {
-                more |= queue.take(memory, session, index)?;
-            }
-        }
+        let queues = self.0.iter_mut().enumerate();
+        let taken = queues
+            .filter(|(_, queue)| queue.unseen)
+            .try_fold(false, |more, (index, queue)| {
+                Ok::<_, RingError>(more | queue.take(memory, session, index)?)
+            });
+        // Also of requests before one that broke a queue: they are not to be the next driver's.
         session.tell();
+        let more = taken?;
         self.fail_lost(memory, session)?;
         Ok(Outcome {
             signal: self.wants_interrupt()?,

@@ -66,6 +66,7 @@ pub(super) struct Session {
     requests: Option<OwnedFd>,
     /// Open as long as the device, so that its number does not come to mean something else to who watches it.
     answers: OwnedFd,
+    hung_up: bool,
     uses: [Use; SLOTS],
     /// The one that was used last comes first: it is in the processor's cache, and others need no memory.
     free: Vec<u8>,
@@ -88,6 +89,7 @@ impl Session {
             slots,
             requests: Some(ends.requests),
             answers: ends.answers,
+            hung_up: false,
             uses: std::array::from_fn(|_| Use::Free),
             free,
             untold: Vec::with_capacity(SLOTS),
@@ -104,9 +106,19 @@ impl Session {
         self.requests.is_none()
     }
 
-    /// Whether another request may be sent.
+    /// Whether another request may be sent, or be refused because there is no worker.
     pub(super) fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        self.is_lost() || !self.free.is_empty()
+    }
+
+    /// The worker has closed its side. What it said before is still to be heard, and nothing will tell of the end once more.
+    pub(super) fn hung_up(&mut self) {
+        self.hung_up = true;
+    }
+
+    /// Whether there is something to hear behind what was heard: at the end, that it is the end.
+    pub(super) fn says_more(&self, heard: usize, most: usize) -> bool {
+        heard == most || (heard > 0 && self.hung_up)
     }
 
     /// Whether the driver waits for answers.

@@ -401,6 +401,50 @@ fn a_worker_that_is_gone_is_known_while_nobody_asks() {
 }
 
 #[test]
+fn a_worker_that_ends_behind_an_answer_is_known_to_have_ended() {
+    let mut looped = Looped::new();
+    for id in 0..2 {
+        looped.drivers[REQUESTS].request(&[&request(LOOKUP, id, b"")], &[16]);
+    }
+    looped.notify(REQUESTS);
+    looped.turn();
+    let (slot, _, _) = looped.worker().next().unwrap();
+    looped.worker().answer(slot, &[]);
+    // Both before anybody looks.
+    looped.worker = None;
+    looped.turn();
+    assert_eq!(looped.drivers[REQUESTS].used().len(), 2);
+    assert!(
+        lock(&looped.device)
+            .backend()
+            .starts_with("a worker that is lost")
+    );
+}
+
+#[test]
+fn a_worker_that_is_lost_with_all_slots_fails_what_comes_then() {
+    let mut looped = Looped::new();
+    for id in 0..100 {
+        looped.drivers[REQUESTS].request(&[&request(LOOKUP, id, b"")], &[16]);
+    }
+    looped.notify(REQUESTS);
+    looped.turn();
+    looped.worker = None;
+    looped.turn();
+    assert_eq!(looped.drivers[REQUESTS].used().len(), 100);
+}
+
+#[test]
+fn requests_before_nonsense_are_not_the_next_driver_s() {
+    let mut machine = Machine::new();
+    machine.ask(1, 16);
+    machine.drivers[REQUESTS].request(&[&[0; 8]], &[16]);
+    machine.fs.serve(None);
+    assert!(machine.interrupt.needs_reset());
+    assert!(machine.worker().next().is_some(), "it was told at once");
+}
+
+#[test]
 fn only_so_many_requests_wait() {
     let mut machine = Machine::new();
     for id in 0..100 {
