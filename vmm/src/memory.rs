@@ -17,8 +17,8 @@ use std::io;
 use crate::sys;
 
 pub use vm_memory::{
-    ByteValued, Bytes, FileOffset, GuestAddress, GuestMemory as GuestMemoryBackend, GuestMemoryError,
-    GuestMemoryRegion, VolatileMemory, VolatileMemoryError,
+    ByteValued, Bytes, GuestAddress, GuestMemory as GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    VolatileMemory, VolatileMemoryError,
 };
 
 /// A stretch of guest memory in this process, which the guest may change at any time.
@@ -119,7 +119,7 @@ pub fn allocate_pages(start: u64, count: usize) -> Result<GuestMemory, MemoryErr
 /// # Errors
 /// Those of `mmap(2)`, and where the file is shorter.
 pub fn map_shared(file: File, bytes: usize) -> io::Result<Mapping> {
-    Mapping::from_file(FileOffset::new(file, 0), bytes).map_err(io::Error::other)
+    Mapping::from_file(vm_memory::FileOffset::new(file, 0), bytes).map_err(io::Error::other)
 }
 
 /// What the host can back by one page, if it is asked to, in bytes.

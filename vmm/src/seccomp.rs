@@ -332,6 +332,28 @@ mod tests {
     }
 
     #[test]
+    fn only_who_pauses_a_machine_can_wait_for_one_descriptor() {
+        if let Some(kind) = kind_of_this_child() {
+            let (writer, reader) = std::os::unix::net::UnixStream::pair().unwrap();
+            Filters::new().unwrap().install(kind).unwrap();
+            let now = rustix::time::Timespec::default();
+            let mut descriptors = [rustix::event::PollFd::new(&reader, rustix::event::PollFlags::IN)];
+            assert_eq!(rustix::event::poll(&mut descriptors, Some(&now)), Ok(0));
+            // A build for tests asks first whether what it closes is open.
+            std::mem::forget((writer, reader));
+            return;
+        }
+        for (index, kind) in ALL.into_iter().enumerate() {
+            let killed = is_killed("only_who_pauses_a_machine_can_wait_for_one_descriptor", index);
+            assert_eq!(
+                killed,
+                !matches!(kind, Kind::StartUp | Kind::EventLoop),
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
     fn no_call_is_listed_both_with_and_without_conditions() {
         for list in [START_UP, EVENT_LOOP, VCPU, DISK, DISK_RING, NET] {
             let calls: Vec<&Call> = COMMON.iter().chain(list).collect();
