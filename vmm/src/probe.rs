@@ -18,6 +18,7 @@ use crate::arch::x86_64::layout::{PAGE_DIRECTORY, PAGE_DIRECTORY_POINTERS, PAGE_
 use crate::arch::x86_64::registers::{self, RegisterError};
 use crate::memory::{self, Bytes, GuestAddress, GuestMemory, GuestMemoryError, MemoryError};
 use crate::sys::{self, GuestVcpu, GuestVm, RunningVcpu};
+use crate::vm::{VmError, check_kvm};
 
 /// Where the code of a tiny guest lies.
 const CODE: u64 = 0x10_0000;
@@ -30,6 +31,8 @@ const HANDLER: u64 = 0x10_2000;
 /// An interrupt descriptor table with room for vector 3.
 const INTERRUPTS: u64 = 0x10_3000;
 const MEMORY_MIB: u32 = 2;
+/// Behind the memory, a page that the guest can only read. It has [`ANSWER`].
+const READ_ONLY: u64 = (MEMORY_MIB as u64) << 20;
 
 /// A guest says by a write to this port that it is done.
 const DONE_PORT: u16 = 0x80;
@@ -81,7 +84,10 @@ pub struct Probe {
 /// Why nothing was found.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The descriptor is not KVM's, or a KVM call failed.
+    /// The descriptor is not KVM's.
+    #[error("this is not /dev/kvm")]
+    NotKvm(#[from] VmError),
+    /// A KVM call failed.
     #[error("cannot {operation}")]
     Kvm {
         /// What was tried.
@@ -114,8 +120,22 @@ fn failed(operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> ProbeErr
 /// [`ProbeError`] if no guest could be run at all.
 pub fn probe(kvm: &File) -> Result<Probe, ProbeError> {
     let kvm = sys::kvm_from(kvm.as_fd().try_clone_to_owned()?);
-    let vm = GuestVm::new(&kvm, memory::allocate(MEMORY_MIB)?, GuestMemory::new())
-        .map_err(failed("create a virtual machine; is this /dev/kvm?"))?;
+    match check_kvm(&kvm, 1) {
+        Ok(()) => {}
+        Err(error @ VmError::ApiVersion(_)) => return Err(error.into()),
+        // No guest could tell more.
+        Err(lacking) => {
+            return Ok(Probe {
+                conforming: false,
+                reasons: vec![lacking.to_string()],
+                mips: None,
+            });
+        }
+    }
+    let read_only = memory::allocate_pages(READ_ONLY, 1)?;
+    read_only.write_obj(ANSWER, GuestAddress(READ_ONLY))?;
+    let vm = GuestVm::new(&kvm, memory::allocate(MEMORY_MIB)?, read_only)
+        .map_err(failed("create a virtual machine"))?;
     let vcpu = vm.create_vcpu(0).map_err(failed("create a virtual CPU"))?;
     prepare(&kvm, &vm, &vcpu)?;
 
@@ -221,6 +241,7 @@ impl TinyGuest<'_> {
             }
         }
         self.measure_speed(found)?;
+        self.write_read_only(found)?;
         self.ask_cpuid("privilege level 0", found)?;
         match self.drop_privilege() {
             Ok(()) => self.ask_cpuid("privilege level 3", found),
@@ -257,6 +278,22 @@ impl TinyGuest<'_> {
         Ok(())
     }
 
+    /// A write to the page that can only be read leaves the guest, and changes nothing.
+    fn write_read_only(&mut self, found: &mut dyn FnMut(Finding)) -> Result<(), Interrupted> {
+        // mov dword [rsi], 0; mov eax, [rsi]; out 0x80, eax
+        let code = [0xc7, 0x06, 0, 0, 0, 0, 0x8b, 0x06, 0xe7, 0x80, 0xeb, 0xfe];
+        match self.run(&code)? {
+            Ok(ANSWER) => {}
+            Ok(_) => found(Finding::Wrong(
+                "a guest can write to memory that it may only read".into(),
+            )),
+            Err(exit) => found(Finding::Wrong(format!(
+                "a guest's access to memory that it may only read ends in {exit}"
+            ))),
+        }
+        Ok(())
+    }
+
     fn ask_cpuid(&mut self, place: &str, found: &mut dyn FnMut(Finding)) -> Result<(), Interrupted> {
         // mov eax, LEAF; cpuid; mov eax, ebx; out 0x80, eax
         let [a, b, c, d] = LEAF.to_le_bytes();
@@ -285,12 +322,14 @@ impl TinyGuest<'_> {
         Ok(self.vcpu.fd().set_sregs(&sregs)?)
     }
 
-    /// Runs `code` up to its write to [`DONE_PORT`]; returns what it wrote, or how it ended instead.
+    /// Runs `code` up to its write to [`DONE_PORT`]; returns what it wrote, or how it ended instead. `rdi` points to [`DATA`], `rsi`
+    /// to [`READ_ONLY`], to which it may try to write.
     fn run(&mut self, code: &[u8]) -> Result<Result<u32, String>, Interrupted> {
         let registers = kvm_regs {
             rip: CODE,
             rsp: STACK,
             rdi: DATA,
+            rsi: READ_ONLY,
             rflags: 2 | IO_PRIVILEGE_3,
             ..Default::default()
         };
@@ -300,7 +339,11 @@ impl TinyGuest<'_> {
         if let Err(error) = self.vcpu.fd().set_regs(&registers) {
             return Ok(Err(error.to_string()));
         }
-        let exit = match self.vcpu.run() {
+        let mut exit = self.vcpu.run();
+        while let Ok(VcpuExit::MmioWrite(READ_ONLY, _)) = exit {
+            exit = self.vcpu.run();
+        }
+        let exit = match exit {
             Ok(VcpuExit::IoOut(DONE_PORT, data)) => {
                 let mut value = [0; 4];
                 let length = data.len().min(4);
@@ -351,6 +394,7 @@ mod tests {
 
     #[test]
     fn what_is_not_kvm_is_an_error() {
-        assert!(probe(&File::open("/dev/null").unwrap()).is_err());
+        let said = probe(&File::open("/dev/null").unwrap());
+        assert!(matches!(said, Err(ProbeError::NotKvm(_))), "{said:?}");
     }
 }

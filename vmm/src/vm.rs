@@ -223,7 +223,11 @@ impl Router for InterruptRouter {
     }
 }
 
-fn check_kvm(kvm: &Kvm, vcpus: u8) -> Result<(), VmError> {
+/// Whether `kvm` offers what a machine with so many vCPUs needs.
+///
+/// # Errors
+/// [`VmError::ApiVersion`] where it is another KVM or none; [`VmError::Capability`] and [`VmError::Vcpus`] where it lacks something.
+pub(crate) fn check_kvm(kvm: &Kvm, vcpus: u8) -> Result<(), VmError> {
     let version = kvm.get_api_version();
     if u32::try_from(version) != Ok(KVM_API_VERSION) {
         return Err(VmError::ApiVersion(version));
