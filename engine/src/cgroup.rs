@@ -13,6 +13,8 @@ use std::sync::OnceLock;
 use oci_spec::runtime::{LinuxCpu, LinuxResources, Spec};
 use rvm_isolation::cgroup::Usage;
 
+use crate::path;
+
 /// Below the cgroup2 mount.
 const PARENT: &str = "rvm";
 
@@ -42,16 +44,8 @@ pub enum Error {
     #[error("the cgroup2 hierarchy lacks the controllers {0}")]
     ControllersMissing(String),
     /// A file or directory of the hierarchy could not be used.
-    #[error("cannot {action} {path}")]
-    Path {
-        /// A verb.
-        action: &'static str,
-        /// What it was applied to.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] path::Error),
     /// A limit could not be set.
     #[error("cannot limit the container on this machine")]
     Limit(#[source] rvm_isolation::cgroup::Error),
@@ -95,7 +89,7 @@ fn cgroup2_mount(line: &str) -> Option<&str> {
 /// [`Error::NotMounted`], [`Error::Path`].
 pub fn missing_controllers() -> Result<Vec<&'static str>, Error> {
     let path = mount_point()?.join("cgroup.controllers");
-    let offered = fs::read_to_string(&path).map_err(path_error("read", &path))?;
+    let offered = fs::read_to_string(&path).map_err(path::failed("read", &path))?;
     let has = |name: &&str| offered.split_whitespace().any(|offer| offer == *name);
     Ok(NEEDED_CONTROLLERS.into_iter().filter(|name| !has(name)).collect())
 }
@@ -109,7 +103,7 @@ pub(crate) fn of_networks() -> Result<Option<PathBuf>, Error> {
         return Ok(None);
     };
     let directory = mount.join(PARENT).join(NETWORKS);
-    fs::create_dir_all(&directory).map_err(path_error("create", &directory))?;
+    fs::create_dir_all(&directory).map_err(path::failed("create", &directory))?;
     Ok(Some(directory))
 }
 
@@ -155,7 +149,7 @@ impl ContainerCgroup {
 
     fn fill(&self, levels: &[&Path]) -> Result<(), Error> {
         let supervisor = self.directory.join("supervisor");
-        fs::create_dir_all(&supervisor).map_err(path_error("create", &supervisor))?;
+        fs::create_dir_all(&supervisor).map_err(path::failed("create", &supervisor))?;
         join(&supervisor)?;
         levels.iter().try_for_each(|level| enable_controllers(level))
     }
@@ -175,7 +169,7 @@ impl ContainerCgroup {
         if join(&self.origin).is_err() {
             // The service or session that started it is over. The root would do on a host, not in a cgroup namespace.
             let ended = mount_point()?.join(PARENT).join(ENDED);
-            fs::create_dir_all(&ended).map_err(path_error("create", &ended))?;
+            fs::create_dir_all(&ended).map_err(path::failed("create", &ended))?;
             join(&ended)?;
         }
         rvm_isolation::cgroup::remove(&self.directory).map_err(Error::Remove)
@@ -185,13 +179,13 @@ impl ContainerCgroup {
 /// Moves the calling process.
 fn join(cgroup: &Path) -> Result<(), Error> {
     let members = cgroup.join("cgroup.procs");
-    fs::write(&members, "0").map_err(path_error("write", &members))
+    Ok(fs::write(&members, "0").map_err(path::failed("write", &members))?)
 }
 
 /// The calling process' cgroup: the line `0::/PATH` of `/proc/self/cgroup` (cgroups(7)).
 fn current() -> Result<PathBuf, Error> {
     let path = Path::new("/proc/self/cgroup");
-    let table = fs::read_to_string(path).map_err(path_error("read", path))?;
+    let table = fs::read_to_string(path).map_err(path::failed("read", path))?;
     let own = table
         .lines()
         .find_map(|line| line.strip_prefix("0::/"))
@@ -203,7 +197,7 @@ fn current() -> Result<PathBuf, Error> {
 fn enable_controllers(directory: &Path) -> Result<(), Error> {
     let read = |name: &str| {
         let path = directory.join(name);
-        fs::read_to_string(&path).map_err(path_error("read", &path))
+        fs::read_to_string(&path).map_err(path::failed("read", &path))
     };
     let (offered, enabled) = (read("cgroup.controllers")?, read("cgroup.subtree_control")?);
     let has = |list: &str, name: &str| list.split_whitespace().any(|entry| entry == name);
@@ -216,7 +210,7 @@ fn enable_controllers(directory: &Path) -> Result<(), Error> {
         return Ok(());
     }
     let path = directory.join("cgroup.subtree_control");
-    fs::write(&path, missing.join(" ")).map_err(path_error("write", &path))
+    Ok(fs::write(&path, missing.join(" ")).map_err(path::failed("write", &path))?)
 }
 
 /// Holds the machine of a container, with its supervisor, to the processor time that its workload may have, and what rvm
@@ -242,7 +236,7 @@ pub fn limit_machine(id: &str, spec: &Spec) -> Result<(), Error> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         opened => opened
             .and_then(|mut file| file.write_all(limit.as_bytes()))
-            .map_err(path_error("write", &path)),
+            .map_err(|error| path::failed("write", &path)(error).into()),
     }
 }
 
@@ -283,11 +277,6 @@ pub fn remove(id: &str) -> Result<(), Error> {
         return Ok(());
     }
     rvm_isolation::cgroup::remove(&directory).map_err(Error::Remove)
-}
-
-fn path_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Path { action, path, source }
 }
 
 #[cfg(test)]

@@ -33,7 +33,9 @@ use crate::record::{
 use crate::restart::{Policy, Restarts};
 use crate::store::{self, Owned, Store};
 use crate::supervisor::{self, ClientStreams, Handoff, Invocation, Wanted};
-use crate::{Layout, cgroup, config, disk, health, kvm, layout, memory, names, ports, probe, spec, volumes};
+use crate::{
+    Layout, cgroup, config, disk, health, kvm, layout, memory, names, path, ports, probe, spec, volumes,
+};
 
 /// CONFIG_NR_CPUS of the guest kernel.
 pub(crate) const MAX_VCPUS: u8 = 64;
@@ -478,7 +480,9 @@ impl Engine {
                     }
                 }
                 Ok(None) => return Err(held(record, Error::Running)),
-                Err(store::Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(store::Error::Path(path::Error { source, .. }))
+                    if source.kind() == io::ErrorKind::NotFound =>
+                {
                     return Ok(record);
                 }
                 Err(error) => return Err(error.into()),

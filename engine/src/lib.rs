@@ -31,6 +31,7 @@ pub mod memory;
 pub mod mounts;
 pub mod names;
 pub mod network;
+mod path;
 pub mod ports;
 pub mod probe;
 mod prune;

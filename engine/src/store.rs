@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::events::Journal;
 use crate::record::{Exited, Record, State, VERSION};
 use crate::volumes::Volumes;
-use crate::{Layout, cgroup, json, layout, names, tree};
+use crate::{Layout, cgroup, json, layout, names, path, tree};
 
 /// Tries at finding a generated name that is free.
 const NAME_TRIES: usize = 64;
@@ -36,16 +36,8 @@ pub enum Error {
     #[error(transparent)]
     Json(#[from] json::Error),
     /// An operation on a path failed.
-    #[error("cannot {action} {path}")]
-    Path {
-        /// A verb.
-        action: &'static str,
-        /// What it was applied to.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] path::Error),
     /// The record was written by a newer rvm.
     #[error("container {0} was made by a newer rvm")]
     Newer(String),
@@ -125,9 +117,8 @@ impl Owned {
     /// # Errors
     /// [`Error::Path`] where there are no more descriptors.
     pub fn another_lock(&self) -> Result<File, Error> {
-        self.lock
-            .try_clone()
-            .map_err(path_error("keep the lock of", &self.directory))
+        let lock = self.lock.try_clone();
+        Ok(lock.map_err(path::failed("keep the lock of", &self.directory))?)
     }
 
     /// Replaces the record.
@@ -202,7 +193,7 @@ impl Store {
         let directory = self.directory(&id);
         // Shared: whoever removes half-made directories takes it exclusively, and so never sees one without its lock.
         let guard = self.guard(FlockOperation::LockShared)?;
-        layout::create_private(&directory).map_err(path_error("create", &directory))?;
+        layout::create_private(&directory).map_err(path::failed("create", &directory))?;
         // Another command may look at the new directory for a moment.
         let owned = Self::wait_to_own(&directory)?;
         drop(guard);
@@ -246,13 +237,13 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::NameTaken(name.to_owned()));
             }
-            made => made.map_err(path_error("create", &link(name)))?,
+            made => made.map_err(path::failed("create", &link(name)))?,
         }
         let old = std::mem::replace(&mut record.name, name.to_owned());
         owned.write_record(record)?;
         self.journal
             .container(record, "rename", &[("oldName", &format!("/{old}"))]);
-        fs::remove_file(link(&old)).map_err(path_error("remove", &link(&old)))
+        Ok(fs::remove_file(link(&old)).map_err(path::failed("remove", &link(&old)))?)
     }
 
     fn reserve_name(&self, id: &str, wanted: Option<&str>) -> Result<String, Error> {
@@ -270,7 +261,7 @@ impl Store {
                     }
                     candidate = names::new_name();
                 }
-                Err(source) => return Err(path_error("create", &link)(source)),
+                Err(source) => return Err(path::failed("create", &link)(source).into()),
             }
         }
         Err(Error::NameTaken(candidate))
@@ -295,7 +286,7 @@ impl Store {
         }
         match fs::remove_file(link) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(path_error("remove", link)(source))
+                Err(path::failed("remove", link)(source).into())
             }
             _ => Ok(true),
         }
@@ -315,8 +306,8 @@ impl Store {
     pub(crate) fn records(&self) -> Result<Vec<Record>, Error> {
         let directory = self.layout.containers();
         let mut records = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(path_error("list", &directory))? {
-            let entry = entry.map_err(path_error("list", &directory))?;
+        for entry in fs::read_dir(&directory).map_err(path::failed("list", &directory))? {
+            let entry = entry.map_err(path::failed("list", &directory))?;
             match read_record(&entry.path()) {
                 // It is being made or removed.
                 Err(Error::Json(error)) if error.is_not_found() => {}
@@ -330,8 +321,8 @@ impl Store {
     fn examine_all(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<Record>, Error> {
         let directory = self.layout.containers();
         let mut records = Vec::new();
-        for entry in fs::read_dir(&directory).map_err(path_error("list", &directory))? {
-            let entry = entry.map_err(path_error("list", &directory))?;
+        for entry in fs::read_dir(&directory).map_err(path::failed("list", &directory))? {
+            let entry = entry.map_err(path::failed("list", &directory))?;
             let id = entry.file_name();
             let id = id.to_string_lossy();
             if !id.starts_with('.') && is_wanted(&id) {
@@ -382,7 +373,9 @@ impl Store {
     fn examine(&self, directory: &Path) -> Result<Option<Record>, Error> {
         let owned = match Self::try_own(directory) {
             Ok(owned) => owned,
-            Err(Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(Error::Path(path::Error { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
             Err(error) => return Err(error),
         };
         let record = match read_record(directory) {
@@ -409,7 +402,9 @@ impl Store {
                 remove_tree(owned.directory())
             }
             Ok(_) => Ok(()),
-            Err(Error::Path { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(Error::Path(path::Error { source, .. })) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }
@@ -417,12 +412,12 @@ impl Store {
     fn release_names_of(&self, directory: &Path) -> Result<(), Error> {
         let names = self.layout.names();
         for entry in fs::read_dir(&names)
-            .map_err(path_error("list", &names))?
+            .map_err(path::failed("list", &names))?
             .flatten()
         {
             let target = fs::read_link(entry.path()).unwrap_or_default();
             if Some(target.as_os_str()) == directory.file_name() {
-                fs::remove_file(entry.path()).map_err(path_error("remove", &entry.path()))?;
+                fs::remove_file(entry.path()).map_err(path::failed("remove", &entry.path()))?;
             }
         }
         Ok(())
@@ -497,9 +492,9 @@ impl Store {
     }
 
     fn wait_to_own(directory: &Path) -> Result<Owned, Error> {
-        let lock = File::open(directory).map_err(path_error("open", directory))?;
+        let lock = File::open(directory).map_err(path::failed("open", directory))?;
         flock(&lock, FlockOperation::LockExclusive)
-            .map_err(|error| path_error("lock", directory)(error.into()))?;
+            .map_err(|error| path::failed("lock", directory)(error.into()))?;
         Ok(Owned {
             directory: directory.to_owned(),
             lock,
@@ -507,14 +502,14 @@ impl Store {
     }
 
     fn try_own(directory: &Path) -> Result<Option<Owned>, Error> {
-        let lock = File::open(directory).map_err(path_error("open", directory))?;
+        let lock = File::open(directory).map_err(path::failed("open", directory))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(Owned {
                 directory: directory.to_owned(),
                 lock,
             })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(path_error("lock", directory)(error.into())),
+            Err(error) => Err(path::failed("lock", directory)(error.into()).into()),
         }
     }
 
@@ -533,7 +528,7 @@ impl Store {
         }
         let link = self.layout.names().join(&record.name);
         if fs::read_link(&link).is_ok_and(|target| target.as_os_str() == record.id.as_str()) {
-            fs::remove_file(&link).map_err(path_error("remove", &link))?;
+            fs::remove_file(&link).map_err(path::failed("remove", &link))?;
         }
         remove_tree(owned.directory())?;
         self.journal.container(record, "destroy", &[]);
@@ -542,8 +537,8 @@ impl Store {
 
     fn guard(&self, operation: FlockOperation) -> Result<File, Error> {
         let directory = self.layout.containers();
-        let file = File::open(&directory).map_err(path_error("open", &directory))?;
-        flock(&file, operation).map_err(|error| path_error("lock", &directory)(error.into()))?;
+        let file = File::open(&directory).map_err(path::failed("open", &directory))?;
+        flock(&file, operation).map_err(|error| path::failed("lock", &directory)(error.into()))?;
         Ok(file)
     }
 }
@@ -563,13 +558,8 @@ fn read_record(directory: &Path) -> Result<Record, Error> {
     Ok(json::parse(&path, &text)?)
 }
 
-fn path_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Path { action, path, source }
-}
-
 fn remove_tree(directory: &Path) -> Result<(), Error> {
-    tree::remove(directory).map_err(path_error("remove", directory))
+    Ok(tree::remove(directory).map_err(path::failed("remove", directory))?)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::inspect::Known;
 use crate::record::{Isolation, Record};
 use crate::store::{self, Store};
-use crate::{Asset, json, names};
+use crate::{Asset, json, names, path};
 
 pub(crate) use live::{Connected, Running, Tap};
 pub use rvm_network::definition::{Definition, Subnet};
@@ -351,7 +351,9 @@ impl Store {
     pub(crate) fn is_owned(&self, id: &str) -> bool {
         match self.own(id) {
             Ok(owned) => owned.is_none(),
-            Err(store::Error::Path { source, .. }) => source.kind() != std::io::ErrorKind::NotFound,
+            Err(store::Error::Path(path::Error { source, .. })) => {
+                source.kind() != std::io::ErrorKind::NotFound
+            }
             Err(_) => true,
         }
     }

@@ -11,8 +11,9 @@ use std::path::PathBuf;
 use oci_spec::runtime::Mount;
 use rustix::fs::{FlockOperation, flock};
 
-use super::{Error, Volumes, path_error};
+use super::{Error, Volumes};
 use crate::mounts::{self, MountPoint};
+use crate::path;
 use crate::record::{Record, State};
 
 /// The file that says so.
@@ -40,15 +41,15 @@ impl Filling {
             if !is_new && !mark.exists() {
                 continue;
             }
-            let lock = File::open(&directory).map_err(path_error("open", &directory))?;
+            let lock = File::open(&directory).map_err(path::failed("open", &directory))?;
             flock(&lock, FlockOperation::LockExclusive)
-                .map_err(|error| path_error("lock", &directory)(error.into()))?;
+                .map_err(|error| path::failed("lock", &directory)(error.into()))?;
             let data = volumes.data(&point.name);
             let is_empty = || fs::read_dir(&data).map(|mut entries| entries.next().is_none());
-            if !mark.exists() && !is_empty().map_err(path_error("list", &data))? {
+            if !mark.exists() && !is_empty().map_err(path::failed("list", &data))? {
                 continue;
             }
-            File::create(&mark).map_err(path_error("create", &mark))?;
+            File::create(&mark).map_err(path::failed("create", &mark))?;
             filling.volumes.push((lock, mark));
             let same = mounts.iter_mut().filter(|mount| point.is(mount));
             same.for_each(mounts::add_fill);
@@ -59,7 +60,7 @@ impl Filling {
     /// They have been filled.
     pub(crate) fn done(self) -> Result<(), Error> {
         for (_lock, mark) in &self.volumes {
-            fs::remove_file(mark).map_err(path_error("remove", mark))?;
+            fs::remove_file(mark).map_err(path::failed("remove", mark))?;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::events::Journal;
 use crate::record::now_ms;
-use crate::{Layout, json, names, tree};
+use crate::{Layout, json, names, path, tree};
 pub(crate) use fill::Filling;
 pub use verbs::{PrunedVolumes, VolumeUsage};
 
@@ -62,16 +62,8 @@ pub enum Error {
     #[error(transparent)]
     Json(#[from] json::Error),
     /// An operation on a path failed.
-    #[error("cannot {action} {path}")]
-    Path {
-        /// A verb.
-        action: &'static str,
-        /// What it was applied to.
-        path: PathBuf,
-        /// The cause.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Path(#[from] path::Error),
     /// The volume was made by a newer rvm.
     #[error("volume {0} was made by a newer rvm")]
     Newer(String),
@@ -104,7 +96,7 @@ impl Volumes {
         let directory = layout.volumes();
         create_directory(&directory, 0o701).or_else(|error| match error.kind() {
             io::ErrorKind::AlreadyExists => Ok(()),
-            _ => Err(path_error("create", &directory)(error)),
+            _ => Err(path::failed("create", &directory)(error)),
         })?;
         Ok(Self {
             directory,
@@ -128,20 +120,20 @@ impl Volumes {
         for name in self.names()? {
             if name.starts_with(TEMPORARY) {
                 let path = self.directory.join(name);
-                tree::remove(&path).map_err(path_error("remove", &path))?;
+                tree::remove(&path).map_err(path::failed("remove", &path))?;
             }
         }
         Ok(lock)
     }
 
     fn lock(&self, operation: FlockOperation) -> Result<File, Error> {
-        let file = File::open(&self.directory).map_err(path_error("open", &self.directory))?;
-        flock(&file, operation).map_err(|error| path_error("lock", &self.directory)(error.into()))?;
+        let file = File::open(&self.directory).map_err(path::failed("open", &self.directory))?;
+        flock(&file, operation).map_err(|error| path::failed("lock", &self.directory)(error.into()))?;
         Ok(file)
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
-        let listed = path_error("list", &self.directory);
+        let listed = path::failed("list", &self.directory);
         let entries = fs::read_dir(&self.directory).and_then(Iterator::collect::<io::Result<Vec<_>>>);
         let entries = entries.map_err(listed)?;
         let name = |entry: fs::DirEntry| entry.file_name().into_string().ok();
@@ -210,7 +202,7 @@ impl Volumes {
         };
         let new = self.directory.join(format!("{TEMPORARY}new-{}", names::new_id()));
         let made = create_directory(&new, 0o701).and_then(|()| create_directory(&new.join("_data"), 0o755));
-        made.map_err(path_error("create", &new))?;
+        made.map_err(path::failed("create", &new))?;
         json::write(&new.join("volume.json"), &volume)?;
         let path = self.directory.join(name);
         match fs::rename(&new, &path) {
@@ -220,9 +212,9 @@ impl Volumes {
             }
             // Somebody else has made it meanwhile.
             Err(error) => {
-                tree::remove(&new).map_err(path_error("remove", &new))?;
+                tree::remove(&new).map_err(path::failed("remove", &new))?;
                 match self.find(name) {
-                    Err(Error::NotFound(_)) => Err(path_error("create", &path)(error)),
+                    Err(Error::NotFound(_)) => Err(path::failed("create", &path)(error).into()),
                     found => found,
                 }
             }
@@ -238,9 +230,9 @@ impl Volumes {
     fn take_away(&self, volume: &Volume) -> Result<(), Error> {
         let path = self.directory.join(&volume.name);
         let old = self.directory.join(format!("{TEMPORARY}old-{}", names::new_id()));
-        fs::rename(&path, &old).map_err(path_error("remove", &path))?;
+        fs::rename(&path, &old).map_err(path::failed("remove", &path))?;
         self.tell(volume, "destroy");
-        tree::remove(&old).map_err(path_error("remove", &path))
+        Ok(tree::remove(&old).map_err(path::failed("remove", &path))?)
     }
 
     fn tell(&self, volume: &Volume, action: &str) {
@@ -253,11 +245,6 @@ fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
     DirBuilder::new().mode(mode).create(path)?;
     // The process' mask may take something away.
     rustix::fs::chmod(path, rustix::fs::Mode::from_raw_mode(mode)).map_err(io::Error::from)
-}
-
-fn path_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path = path.to_owned();
-    move |source| Error::Path { action, path, source }
 }
 
 #[cfg(test)]
