@@ -2,10 +2,11 @@
 
 use std::env;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Seek as _, Write as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Deserialize;
 
 /// Where the program is looked for after `PATH`, which does not always have these in it.
@@ -98,23 +99,26 @@ pub(crate) fn nft(script: &str, lock: &File) -> Result<(), NftError> {
     run(&["-f", "-"], script, lock.into()).map(drop)
 }
 
+/// A file with a script. Through a pipe it might come in part, where this process is killed, and a part may be a script as well.
+fn in_memory(script: &str) -> io::Result<File> {
+    let mut file = File::from(memfd_create("rvm-nft", MemfdFlags::CLOEXEC)?);
+    file.write_all(script.as_bytes())?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// Runs it; what it wrote.
 fn run(arguments: &[&str], script: &str, stdout: Stdio) -> Result<Vec<u8>, NftError> {
-    let mut child = Command::new(program()?)
+    let child = Command::new(program()?)
         .args(arguments)
-        .stdin(Stdio::piped())
+        .stdin(in_memory(script).map_err(NftError::Run)?)
         .stdout(stdout)
         .stderr(Stdio::piped())
         .spawn()
         .map_err(NftError::Run)?;
-    let written = child
-        .stdin
-        .take()
-        .map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
     let output = child.wait_with_output().map_err(NftError::Run)?;
     if output.status.success() {
-        // A script that was not read to its end was refused.
-        return written.map(|()| output.stdout).map_err(NftError::Run);
+        return Ok(output.stdout);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let first: Vec<&str> = said

@@ -23,6 +23,10 @@ use crate::endpoint::{Egress, Endpoint, Protocol, Published, egress_set};
 /// The run directory whose networks have the plain names.
 const USUAL_RUN: &str = "/run/rvm";
 
+/// Addresses of each kind that a policy's names may have opened at once. Whoever answers for a name can tell as many as he likes,
+/// and they are the kernel's memory.
+const MOST_OPENED: u32 = 4096;
+
 /// What is the same whoever is on which network, of the table `bridge`.
 const BRIDGE: &str = "\
 map ports { type ifname : verdict; }
@@ -46,9 +50,11 @@ const MAPS: [(&str, &str); 10] = [
 ];
 
 /// The chains of the table `inet`. An address of its own comes before all of a kind. What is for a loopback address is none of
-/// the kernel's business: no packet with one leaves the host.
+/// the kernel's business: no packet with one leaves the host. Nor is what comes from an address of the link, which is not forwarded
+/// (RFC 4291, section 2.5.6): both are for the supervisor's sockets.
 const INET: &str = "\
 chain doors {
+ip6 saddr fe80::/10 return
 ip daddr . meta l4proto . th dport vmap @doors4
 ip6 daddr . meta l4proto . th dport vmap @doors6
 meta nfproto ipv4 fib daddr type local meta l4proto . th dport vmap @any4
@@ -209,7 +215,7 @@ impl Part {
             Self::Set { name, kind } => {
                 writeln!(
                     text,
-                    "add set inet {table} {name} {{ type {kind}; flags timeout; }}"
+                    "add set inet {table} {name} {{ type {kind}; size {MOST_OPENED}; flags timeout; }}"
                 )
             }
             Self::Chain { family, name, rules } => {
@@ -404,7 +410,8 @@ fn door(published: Published, endpoint: &Endpoint) -> Option<(&'static str, Stri
     Some((map, key, rule))
 }
 
-/// The chains of one member's policy: for what it sends to elsewhere, and for what it sends to the host itself.
+/// The chains of one member's policy: for what it sends to elsewhere, and for what it sends to the host itself. The host is opened
+/// by its address alone: whoever answers for a name must not open it.
 fn policy(definition: &Definition, endpoint: &Endpoint, egress: &Egress) -> Vec<Part> {
     let interface = &endpoint.interface;
     let (away, to_host) = (format!("egress-{interface}"), format!("host-{interface}"));
@@ -417,21 +424,24 @@ fn policy(definition: &Definition, endpoint: &Endpoint, egress: &Egress) -> Vec<
     host_rules.extend(resolvers.map(|(kind, resolver)| {
         format!("{kind} daddr {resolver} meta l4proto {{ tcp, udp }} th dport 53 accept")
     }));
-    host_rules.push(format!("jump {away}"));
-    let mut rules = vec![format!("oifname \"{}\" return", definition.bridge)];
-    rules.extend(egress.networks.iter().map(|(address, prefix)| {
+    let networks = egress.networks.iter().map(|(address, prefix)| {
         let kind = if address.is_ipv6() { "ip6" } else { "ip" };
         format!("{kind} daddr {address}/{prefix} return")
-    }));
+    });
+    let mut rules = vec![format!("oifname \"{}\" return", definition.bridge)];
+    rules.extend(networks.clone());
+    host_rules.extend(networks);
     let mut parts = Vec::new();
     for (kind, of, is_ipv6) in [("ip", "ipv4_addr", false), ("ip6", "ipv6_addr", true)] {
         let name = egress_set(interface, is_ipv6);
         rules.push(format!("{kind} daddr @{name} return"));
         parts.push(Part::Set { name, kind: of });
     }
-    // A member that tries again and again must not fill the host's log.
-    rules.push("limit rate 5/second burst 10 packets log prefix \"rvm-egress \"".to_owned());
-    rules.push("drop".to_owned());
+    for rules in [&mut rules, &mut host_rules] {
+        // A member that tries again and again must not fill the host's log.
+        rules.push("limit rate 5/second burst 10 packets log prefix \"rvm-egress \"".to_owned());
+        rules.push("drop".to_owned());
+    }
     let key = format!("\"{}\" . {}", definition.bridge, mac(endpoint.mac));
     parts.extend([
         chain("inet", away.clone(), rules),

@@ -342,20 +342,13 @@ impl Plane {
         self.settle(&guard, on.iter().map(|network| network.as_str()), is_owned)
     }
 
-    /// Puts right what one has left that was killed on its way to networks or off them, if any: what there is of a network that
-    /// nobody is on.
+    /// Puts right what one has left that was killed on its way to networks or off them, if any.
     fn clear(&self, networks: &[String], is_owned: Owners<'_>) -> Result<(), Error> {
-        let is_left = |network: &String| {
-            let (whole, members) = (self.live.join(network), self.directory(network));
-            let is_new = whole.is_dir() && files::names(&whole, "")?.is_empty();
-            let is_there = is_new || members.exists() || self.has_record(network);
-            Ok::<_, Error>(is_there && files::names(&members, ".json")?.is_empty())
-        };
         for network in networks {
-            if is_left(network)? {
+            if self.is_left(network)? {
                 let guard = self.lock()?;
                 // Whoever had the lock may just have done it.
-                return if is_left(network)? {
+                return if self.is_left(network)? {
                     self.make_true(&guard, is_owned)
                 } else {
                     Ok(())
@@ -363,6 +356,17 @@ impl Plane {
             }
         }
         Ok(())
+    }
+
+    /// Whether there is something of a network that nobody is on, or rules of others than its members.
+    fn is_left(&self, network: &str) -> Result<bool, Error> {
+        let (whole, members) = (self.live.join(network), self.directory(network));
+        let names = files::names(&members, ".json")?;
+        if !names.is_empty() {
+            return Ok(!self.are_on_record(network, &names)?);
+        }
+        let is_new = whole.is_dir() && files::names(&whole, "")?.is_empty();
+        Ok(is_new || members.exists() || self.has_record(network))
     }
 
     /// Takes a container off a network that its published ports lead by, and lets them lead by another that it is on, in one

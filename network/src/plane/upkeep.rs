@@ -155,6 +155,20 @@ impl Plane {
         self.record_path(network).exists()
     }
 
+    /// Whether the rules of a network are on record as done, and are those of these containers.
+    pub(super) fn are_on_record(&self, network: &str, containers: &[String]) -> Result<bool, Error> {
+        let Known::Settled(Some(live)) = self.known(network)? else {
+            return Ok(false);
+        };
+        let of_rules: BTreeSet<&str> = live
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.container.as_str())
+            .collect();
+        let there: BTreeSet<&str> = containers.iter().map(String::as_str).collect();
+        Ok(of_rules == there)
+    }
+
     fn record_path(&self, network: &str) -> std::path::PathBuf {
         self.live.join(network).join(RECORD)
     }

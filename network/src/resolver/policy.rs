@@ -1,5 +1,6 @@
 //! What a member with a policy may ask, and where its answers let it go.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,6 +16,9 @@ const MARGIN: Duration = Duration::from_secs(60);
 
 /// The longest that an answer may be kept (RFC 8767, section 4).
 const MOST_TTL: u32 = 7 * 24 * 60 * 60;
+
+/// Where a machine of Amazon's is told its credentials by IPv6; the address by IPv4 is one of the link.
+const METADATA: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254));
 
 /// Bytes of the log of refused questions. Then it begins anew.
 const MOST_LOG: u64 = 1 << 20;
@@ -42,18 +46,27 @@ pub trait Allow: Send + Sync {
     fn allow(&self, interface: &str, addresses: &[(IpAddr, Duration)]) -> io::Result<()>;
 }
 
-/// How long each of the addresses that an answer told is allowed. Those are left out that are this host's, the link's or
-/// everybody's, because a name of the world's has no business with them: what it says may not open a way to what listens there.
+/// How long each of the addresses that an answer told is allowed: once each, with the longest time that is told of it. Those are
+/// left out that are a loopback interface's, the link's or everybody's, because a name of the world's has no business with them:
+/// what it says may not open a way to what listens there. Other addresses of this host are not opened by a name, either, whatever
+/// is in the sets ([`crate::rules`]).
 #[must_use]
 pub fn allowed(told: Vec<(IpAddr, u32)>) -> Vec<(IpAddr, Duration)> {
-    let known = told.into_iter().filter(|(address, _)| is_global(*address));
-    known
-        .map(|(address, ttl)| (address, Duration::from_secs(ttl.min(MOST_TTL).into()) + MARGIN))
+    let mut longest = BTreeMap::new();
+    for (address, ttl) in told.into_iter().filter(|(address, _)| is_global(*address)) {
+        let known = longest.entry(address).or_insert(0);
+        *known = ttl.min(MOST_TTL).max(*known);
+    }
+    let time = |ttl: u32| Duration::from_secs(ttl.into()) + MARGIN;
+    longest
+        .into_iter()
+        .map(|(address, ttl)| (address, time(ttl)))
         .collect()
 }
 
 fn is_global(address: IpAddr) -> bool {
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() {
+    let is_nobody_s = address.is_unspecified() || address.is_loopback() || address.is_multicast();
+    if is_nobody_s || address == METADATA {
         return false;
     }
     match address {

@@ -252,14 +252,15 @@ impl Server {
         if let Some(known) = self.known(&query, member, &table, most) {
             return answer(known.ok());
         }
+        // For this member there is no such name. musl goes on to its next search domain after no other answer, and waits.
         if let Some(egress) = &member.egress
             && !query.name().is_some_and(|name| egress.allows_name(name))
         {
             self.log.refused(member, query.name(), query.kind());
-            return answer(query.answer(RCODE::Refused).ok());
+            return answer(query.answer(RCODE::NameError).ok());
         }
         if self.members.network().internal {
-            return answer(query.answer(RCODE::ServerFailure).ok());
+            return answer(query.answer(RCODE::NameError).ok());
         }
         Decision::Ask(Box::new(Asked {
             message: message.to_vec(),

@@ -225,6 +225,22 @@ fn a_policy_s_set_stays_and_one_that_is_over_goes() {
 }
 
 #[test]
+fn a_name_opens_nothing_of_the_host() {
+    let egress = Egress {
+        networks: vec![("192.0.2.0".parse().unwrap(), 24)],
+        names: vec!["example.org".into()],
+    };
+    let text = joined(&live(false, &[endpoint("rvmv1", Some(egress))]));
+    let to_host = lines(&text, "add rule inet t host-rvmv1 ");
+    assert!(!to_host.iter().any(|rule| rule.contains('@')), "{text}");
+    let [.., network, log, last] = &to_host[..] else {
+        panic!("{text}")
+    };
+    assert!(network.ends_with("host-rvmv1 ip daddr 192.0.2.0/24 return"), "{text}");
+    assert!(log.contains("log prefix") && last.ends_with(" drop"), "{text}");
+}
+
+#[test]
 fn what_is_published_by_ipv6_needs_a_member_with_it() {
     let published = Published {
         host_address: Ipv6Addr::UNSPECIFIED.into(),
