@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod address;
+mod conntrack;
 pub mod definition;
 pub mod egress;
 pub mod endpoint;
@@ -14,6 +15,7 @@ mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;
 mod host;
+mod netfilter;
 mod nft;
 mod plane;
 pub mod proxy;

@@ -70,7 +70,7 @@ fn text(argument: Option<OsString>) -> Result<String> {
 }
 
 fn change_sets(table: String) -> Result<()> {
-    let netfilter = sets::Netfilter::open(table).context("cannot reach the kernel's netfilter")?;
+    let netfilter = sets::Kernel::open(table).context("cannot reach the kernel's netfilter")?;
     confine::changing_sets()?;
     Ok(sets::serve(io::stdin().as_fd(), netfilter)?)
 }

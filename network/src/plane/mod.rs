@@ -36,6 +36,11 @@ pub enum Error {
     /// The same, for want of a right.
     #[error("networks need CAP_NET_ADMIN on this machine, `--network none` does not")]
     NotPermitted(#[source] rvm_netlink::Error),
+    /// Connections of an address could not be forgotten.
+    #[error(
+        "cannot forget the connections that {0} had before; policies need a kernel with CONFIG_NF_CT_NETLINK"
+    )]
+    Connections(IpAddr, #[source] std::io::Error),
     /// The rules could not be made.
     #[error(transparent)]
     Rules(#[from] NftError),

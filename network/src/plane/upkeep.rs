@@ -6,6 +6,8 @@
 //! the kernel refuses a change because somebody else has removed what it is of, everything is made anew ([`Plane::make_true`]).
 
 use std::collections::BTreeSet;
+use std::io;
+use std::net::IpAddr;
 
 use rvm_netlink::{Change, Socket};
 use serde::{Deserialize, Serialize};
@@ -16,7 +18,7 @@ use crate::definition::Definition;
 use crate::endpoint::Endpoint;
 use crate::nft::{NftError, nft};
 use crate::rules::{self, Live};
-use crate::{files, host};
+use crate::{conntrack, files, host};
 
 /// Version of the record.
 const VERSION: u32 = 1;
@@ -72,14 +74,15 @@ impl Plane {
     /// Makes the host what it has to be for all networks, whatever it is now, after members without an owner were removed.
     pub(super) fn make_true(&self, guard: &Guard, is_owned: Owners<'_>) -> Result<(), Error> {
         let living = self.living(is_owned)?;
-        let (mut known, mut trusted) = (Vec::new(), true);
+        let (mut known, mut settled, mut trusted) = (Vec::new(), Vec::new(), true);
         for network in files::names(&self.live, "")? {
             match self.known(&network)? {
-                Known::Settled(live) => known.extend(live),
+                Known::Settled(live) => settled.extend(live),
                 Known::Unsettled(live) => known.push(live),
                 Known::Unknown => trusted = false,
             }
         }
+        known.extend(settled.iter().cloned());
         for live in &living {
             let before = known
                 .iter()
@@ -95,6 +98,9 @@ impl Plane {
             }
             other => other?,
         }
+        // Of a network whose record is not settled, nobody knows for whom it has been done.
+        forget_gone(&known, &living)?;
+        forget_before(&settled, &living)?;
         for live in &living {
             self.write_record(true, live)?;
         }
@@ -134,6 +140,10 @@ impl Plane {
         };
         if !script.is_empty() {
             nft(&script, &guard.0)?;
+        }
+        for (_, before, after) in changes {
+            forget_gone(before.as_slice(), after.as_slice())?;
+            forget_before(before.as_slice(), after.as_slice())?;
         }
         for (network, before, after) in changes {
             match after {
@@ -303,6 +313,41 @@ fn union(before: Option<&Live>, after: &Live) -> Live {
             .cloned(),
     );
     union
+}
+
+/// Forgets the connections of those with published ports who have gone: by them the world would reach who has the address next.
+/// The record says last that all is done, so whoever comes after one that was killed meanwhile does it.
+fn forget_gone(before: &[Live], after: &[Live]) -> Result<(), Error> {
+    let gone = only_in(before, after).filter(|endpoint| !endpoint.published.is_empty());
+    for address in gone.flat_map(addresses) {
+        match conntrack::forget(address) {
+            // They end where nothing is sent for a while, as all of them do there.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            other => other.map_err(|error| Error::Connections(address, error))?,
+        }
+    }
+    Ok(())
+}
+
+/// Forgets the connections that the addresses of those who have come with a policy had before: it would not be asked about them.
+fn forget_before(before: &[Live], after: &[Live]) -> Result<(), Error> {
+    let come = only_in(after, before).filter(|endpoint| endpoint.egress.is_some());
+    let mut addresses = come.flat_map(addresses);
+    addresses.try_for_each(|address| {
+        conntrack::forget(address).map_err(|error| Error::Connections(address, error))
+    })
+}
+
+/// The members of `these` whose interfaces none of `others` has. A member gets another one each time that it joins.
+fn only_in<'a>(these: &'a [Live], others: &[Live]) -> impl Iterator<Item = &'a Endpoint> + use<'a> {
+    let others = others.iter().flat_map(|live| &live.endpoints);
+    let others: BTreeSet<String> = others.map(|endpoint| endpoint.interface.clone()).collect();
+    let these = these.iter().flat_map(|live| &live.endpoints);
+    these.filter(move |endpoint| !others.contains(&endpoint.interface))
+}
+
+fn addresses(endpoint: &Endpoint) -> impl Iterator<Item = IpAddr> + use<> {
+    std::iter::once(endpoint.ipv4.into()).chain(endpoint.ipv6.map(IpAddr::from))
 }
 
 /// Makes a network's bridge, unless it is there, and lets the host forward what it leads to.

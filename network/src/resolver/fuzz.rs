@@ -6,6 +6,7 @@ use simple_dns::{Packet, RCODE};
 
 use super::message::{Error, Query, is_truncated, refusal, set_id};
 use super::sets;
+use crate::conntrack;
 use crate::endpoint::Egress;
 
 /// Addresses of both kinds for one answer: more than fits into a plain datagram.
@@ -84,8 +85,9 @@ fn ask(query: &Query, question: &[u8], answer: &[u8]) {
     }
 }
 
-/// What is read of answers to changes of sets, and of those of rtnetlink.
+/// What is read of answers to changes of sets, of lists of connections, and of those of rtnetlink.
 pub(crate) fn answer_of_the_kernel(data: &[u8]) {
     sets::read(data);
+    conntrack::read(data);
     rvm_netlink::fuzz::answer(data);
 }

@@ -38,6 +38,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How long a thread waits after the kernel failed it, so that it does not fill the log with what lasts.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How long nothing is said after something was.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// The largest message.
 const MOST_MESSAGE: usize = 65535;
 
@@ -241,7 +244,7 @@ impl Server {
         let table = match self.members.now() {
             Ok(table) => table,
             Err(error) => {
-                eprintln!("rvm-resolver: cannot read the members: {error}");
+                complain(&format!("cannot read the members: {error}"));
                 return answer(query.answer(RCODE::ServerFailure).ok());
             }
         };
@@ -280,7 +283,7 @@ impl Server {
         let others = || match self.members.others(&member.container) {
             Ok(tables) => tables,
             Err(error) => {
-                eprintln!("rvm-resolver: cannot read the members of other networks: {error}");
+                complain(&format!("cannot read the members of other networks: {error}"));
                 Vec::new()
             }
         };
@@ -329,7 +332,7 @@ impl Server {
                 addresses => self.allow.allow(&member.interface, addresses),
             });
             if let Err(error) = opened {
-                eprintln!("rvm-resolver: cannot allow what a name stands for: {error}");
+                complain(&format!("cannot allow what a name stands for: {error}"));
                 return query.answer(RCODE::ServerFailure).ok();
             }
         }
@@ -337,6 +340,16 @@ impl Server {
             return query.truncated().ok();
         }
         Some(told)
+    }
+}
+
+/// Says what is wrong, once in [`QUIET`]: what members ask and servers answer must not fill the log, which is in memory.
+fn complain(what: &str) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_none_or(|last| last.elapsed() >= QUIET) {
+        *last = Some(Instant::now());
+        eprintln!("rvm-resolver: {what}");
     }
 }
 

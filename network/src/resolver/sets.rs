@@ -10,14 +10,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
 use rustix::io::retry_on_intr;
 use rustix::net::{RecvFlags, SendFlags};
 use serde::{Deserialize, Serialize};
 
 use super::policy::Allow;
 use crate::endpoint::egress_set;
+use crate::netfilter::{ACKNOWLEDGE, Attributes, CREATE, NESTED, Netfilter, REQUEST, attribute, messages};
 
 /// Addresses of one request, so that it fits a packet of the socket.
 const MOST_ADDRESSES: usize = 64;
@@ -28,11 +27,12 @@ const MOST_REQUEST: usize = 16 << 10;
 /// What is sent where an element was added.
 const DONE: &[u8] = b"done";
 
-// include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h.
+// include/uapi/linux/netfilter/nf_tables.h.
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
 const NEW_ELEMENTS: u16 = SUBSYSTEM << 8 | 12;
+const GET_ELEMENTS: u16 = SUBSYSTEM << 8 | 13;
 const DELETE_ELEMENTS: u16 = SUBSYSTEM << 8 | 14;
 const INET: u8 = 1;
 const LIST_TABLE: u16 = 1;
@@ -41,18 +41,8 @@ const LIST_ELEMENTS: u16 = 3;
 const LIST_ELEMENT: u16 = 1;
 const ELEMENT_KEY: u16 = 1;
 const ELEMENT_TIMEOUT: u16 = 4;
+const ELEMENT_EXPIRATION: u16 = 5;
 const DATA_VALUE: u16 = 1;
-/// What is in an attribute are attributes (include/uapi/linux/netlink.h).
-const NESTED: u16 = 1 << 15;
-// Flags of requests.
-const REQUEST: u16 = 1;
-const ACKNOWLEDGE: u16 = 4;
-const CREATE: u16 = 0x400;
-/// The type of an answer that is an error, or none.
-const ERROR: u16 = 2;
-/// Length of a netlink header.
-const HEADER: usize = 16;
-
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
@@ -114,7 +104,7 @@ impl Allow for Sets {
 ///
 /// # Errors
 /// Those of the sockets.
-pub fn serve(socket: impl AsFd, mut netfilter: Netfilter) -> io::Result<()> {
+pub fn serve(socket: impl AsFd, mut kernel: Kernel) -> io::Result<()> {
     let mut buffer = vec![0; MOST_REQUEST];
     loop {
         let (length, _) = retry_on_intr(|| rustix::net::recv(&socket, &mut *buffer, RecvFlags::empty()))?;
@@ -123,7 +113,7 @@ pub fn serve(socket: impl AsFd, mut netfilter: Netfilter) -> io::Result<()> {
         }
         let done = serde_json::from_slice(buffer.get(..length).unwrap_or_default())
             .map_err(io::Error::from)
-            .and_then(|request: Request| netfilter.add(&request));
+            .and_then(|request: Request| kernel.add(&request));
         let answer = match done {
             Ok(()) => DONE.to_vec(),
             Err(error) => error.to_string().into_bytes(),
@@ -132,28 +122,21 @@ pub fn serve(socket: impl AsFd, mut netfilter: Netfilter) -> io::Result<()> {
     }
 }
 
-/// A socket to the kernel's netfilter.
+/// The kernel's sets of one table.
 #[derive(Debug)]
-pub struct Netfilter {
-    socket: Socket,
+pub struct Kernel {
+    netfilter: Netfilter,
     table: String,
-    sequence: u32,
 }
 
-impl Netfilter {
-    /// Opens one, in the namespace of the host, for the sets of a table.
+impl Kernel {
+    /// Opens a socket to it, in the namespace of the host.
     ///
     /// # Errors
     /// Those of socket(2).
     pub fn open(table: String) -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        Ok(Self {
-            socket,
-            table,
-            sequence: 0,
-        })
+        let netfilter = Netfilter::open()?;
+        Ok(Self { netfilter, table })
     }
 
     fn add(&mut self, request: &Request) -> io::Result<()> {
@@ -174,59 +157,59 @@ impl Netfilter {
                 .addresses
                 .iter()
                 .filter(|(address, _)| address.is_ipv6() == is_ipv6);
-            let elements: Vec<_> = of_kind.copied().collect();
+            let set = egress_set(&request.interface, is_ipv6);
+            let mut elements = Vec::new();
+            for (address, seconds) in of_kind.copied() {
+                // Another name's answer may have opened it for longer.
+                if self.remaining(&set, address)? < seconds.saturating_mul(1000) {
+                    elements.push((address, seconds));
+                }
+            }
             if !elements.is_empty() {
-                self.add_elements(&egress_set(&request.interface, is_ipv6), &elements)?;
+                self.add_elements(&set, &elements)?;
             }
         }
         Ok(())
     }
 
+    /// For how many milliseconds an address is in a set as yet.
+    fn remaining(&mut self, set: &str, address: IpAddr) -> io::Result<u64> {
+        let element = elements_of(&self.table, set, &[(address, 0)], false)?;
+        let mut request = Vec::new();
+        let sequence = self
+            .netfilter
+            .append(&mut request, GET_ELEMENTS, REQUEST, INET, 0, &element)?;
+        self.netfilter.send(&request)?;
+        loop {
+            let datagram = self.netfilter.receive()?;
+            let answer = messages(&datagram).find(|message| message.sequence == sequence);
+            if let Some(answer) = answer {
+                // An error says that it is not there.
+                let is_there = answer.outcome().is_none();
+                return Ok(if is_there {
+                    expiration(answer.attributes())
+                } else {
+                    0
+                });
+            }
+        }
+    }
+
     /// Adds elements, or makes the time of those that are there begin anew: in one transaction each is added, which is
     /// nothing where it is there, removed, and added with its time. Older kernels leave the time alone otherwise.
     fn add_elements(&mut self, set: &str, elements: &[(IpAddr, u64)]) -> io::Result<()> {
-        let table = self.table.clone();
-        let list = |with_time| elements_of(&table, set, elements, with_time);
+        let list = |with_time| elements_of(&self.table, set, elements, with_time);
+        let netfilter = &mut self.netfilter;
         let mut batch = Vec::new();
-        self.append(&mut batch, BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, &[])?;
-        self.append(&mut batch, NEW_ELEMENTS, REQUEST | CREATE, INET, 0, &list(true)?)?;
-        self.append(&mut batch, DELETE_ELEMENTS, REQUEST, INET, 0, &list(false)?)?;
+        netfilter.append(&mut batch, BATCH_BEGIN, REQUEST, 0, SUBSYSTEM, &[])?;
+        netfilter.append(&mut batch, NEW_ELEMENTS, REQUEST | CREATE, INET, 0, &list(true)?)?;
+        netfilter.append(&mut batch, DELETE_ELEMENTS, REQUEST, INET, 0, &list(false)?)?;
         let flags = REQUEST | CREATE | ACKNOWLEDGE;
-        self.append(&mut batch, NEW_ELEMENTS, flags, INET, 0, &list(true)?)?;
-        let last = self.sequence;
-        self.append(&mut batch, BATCH_END, REQUEST, 0, SUBSYSTEM, &[])?;
-        self.socket.send(&batch, 0)?;
-        self.wait_for(last)
-    }
-
-    fn append(
-        &mut self,
-        batch: &mut Vec<u8>,
-        kind: u16,
-        flags: u16,
-        family: u8,
-        resource: u16,
-        attributes: &[u8],
-    ) -> io::Result<()> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let length = HEADER + 4 + attributes.len();
-        let length = u32::try_from(length).map_err(|_| io::ErrorKind::InvalidInput)?;
-        batch.extend(length.to_ne_bytes());
-        batch.extend(kind.to_ne_bytes());
-        batch.extend(flags.to_ne_bytes());
-        batch.extend(self.sequence.to_ne_bytes());
-        batch.extend([0; 4]);
-        batch.extend([family, 0]);
-        batch.extend(resource.to_be_bytes());
-        batch.extend(attributes);
-        Ok(())
-    }
-
-    /// Waits for the answer to a request, or for an error before it.
-    fn wait_for(&mut self, last: u32) -> io::Result<()> {
+        let last = netfilter.append(&mut batch, NEW_ELEMENTS, flags, INET, 0, &list(true)?)?;
+        netfilter.append(&mut batch, BATCH_END, REQUEST, 0, SUBSYSTEM, &[])?;
+        netfilter.send(&batch)?;
         loop {
-            let (answers, _) = self.socket.recv_from_full()?;
-            if let Some(outcome) = outcome(&answers, last) {
+            if let Some(outcome) = outcome(&netfilter.receive()?, last) {
                 return outcome;
             }
         }
@@ -235,49 +218,32 @@ impl Netfilter {
 
 /// What a datagram says of the batch with this last request; `None` where it says nothing of it.
 fn outcome(answers: &[u8], last: u32) -> Option<io::Result<()>> {
-    let mut rest = answers;
-    while let Some((kind, sequence, code)) = head(rest) {
-        // Errors of an earlier batch are its own.
-        if kind == ERROR && last.wrapping_sub(sequence) < 4 {
-            if code != 0 {
-                return Some(Err(io::Error::from_raw_os_error(code.saturating_neg())));
-            }
-            if sequence == last {
-                return Some(Ok(()));
-            }
-        }
-        rest = next(rest);
-    }
-    None
+    // Errors of an earlier batch are its own; that a request before the last one was done says nothing.
+    let mut of_batch = messages(answers).filter(|message| last.wrapping_sub(message.sequence) < 4);
+    of_batch.find_map(|message| {
+        let outcome = message.outcome()?;
+        (outcome.is_err() || message.sequence == last).then_some(outcome)
+    })
+}
+
+/// When the element is over that an answer tells of, in milliseconds.
+fn expiration(answer: Attributes<'_>) -> u64 {
+    let element = answer.find(LIST_ELEMENTS).map(Attributes);
+    let element = element.and_then(|list| list.find(LIST_ELEMENT)).map(Attributes);
+    let time = element.and_then(|element| element.find(ELEMENT_EXPIRATION));
+    time.and_then(|time| time.first_chunk())
+        .map_or(0, |time| u64::from_be_bytes(*time))
 }
 
 /// For the harness: reads a datagram to its end.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn read(datagram: &[u8]) {
+    for message in messages(datagram) {
+        let _ = expiration(message.attributes());
+    }
     if let Some(Err(error)) = outcome(datagram, 4) {
         assert!(error.raw_os_error() != Some(0));
     }
-}
-
-/// Type, sequence number and code of an error.
-fn head(message: &[u8]) -> Option<(u16, u32, i32)> {
-    let word = |at: usize| message.get(at..)?.first_chunk::<4>().copied();
-    let [low, high, ..] = word(4)?;
-    let code = word(HEADER).map_or(0, i32::from_ne_bytes);
-    Some((
-        u16::from_ne_bytes([low, high]),
-        u32::from_ne_bytes(word(8)?),
-        code,
-    ))
-}
-
-/// What follows a message; they start at multiples of four.
-fn next(message: &[u8]) -> &[u8] {
-    let length = message
-        .first_chunk::<4>()
-        .map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-    let length = usize::try_from(length).unwrap_or(usize::MAX).max(HEADER);
-    message.get(length.saturating_add(3) & !3..).unwrap_or_default()
 }
 
 fn elements_of(table: &str, set: &str, elements: &[(IpAddr, u64)], with_time: bool) -> io::Result<Vec<u8>> {
@@ -298,15 +264,4 @@ fn elements_of(table: &str, set: &str, elements: &[(IpAddr, u64)], with_time: bo
     attributes.extend(attribute(LIST_SET, format!("{set}\0").as_bytes())?);
     attributes.extend(attribute(LIST_ELEMENTS | NESTED, &list)?);
     Ok(attributes)
-}
-
-/// An attribute: length, type, value, and nothing up to a multiple of four.
-fn attribute(kind: u16, value: &[u8]) -> io::Result<Vec<u8>> {
-    let length = u16::try_from(4 + value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let mut attribute = Vec::with_capacity(usize::from(length) + 3);
-    attribute.extend(length.to_ne_bytes());
-    attribute.extend(kind.to_ne_bytes());
-    attribute.extend(value);
-    attribute.resize(attribute.len().next_multiple_of(4), 0);
-    Ok(attribute)
 }

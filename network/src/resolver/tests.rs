@@ -352,10 +352,7 @@ fn the_rest_is_asked_elsewhere() {
     assert_eq!(fixture.ask("example.org", TYPE::A), found(RCODE::NoError, &all));
     assert!(fixture.allowed.0.lock().unwrap().is_empty());
     let fixture = Fixture::new(|_, network| network.internal = true);
-    assert_eq!(
-        fixture.ask("example.org", TYPE::A),
-        found(RCODE::NameError, &[])
-    );
+    assert_eq!(fixture.ask("example.org", TYPE::A), found(RCODE::NameError, &[]));
     assert_eq!(fixture.ask("web", TYPE::A), found(RCODE::NoError, &["10.9.0.2"]));
 }
 

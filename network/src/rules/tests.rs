@@ -236,7 +236,10 @@ fn a_name_opens_nothing_of_the_host() {
     let [.., network, log, last] = &to_host[..] else {
         panic!("{text}")
     };
-    assert!(network.ends_with("host-rvmv1 ip daddr 192.0.2.0/24 return"), "{text}");
+    assert!(
+        network.ends_with("host-rvmv1 ip daddr 192.0.2.0/24 return"),
+        "{text}"
+    );
     assert!(log.contains("log prefix") && last.ends_with(" drop"), "{text}");
 }
 

@@ -42,6 +42,7 @@ fn main() -> Result<ExitCode> {
             io::copy(&mut io::stdin().lock(), &mut io::stdout().lock())?;
         }
         ["echo-datagrams", port] => echo_datagrams(port.parse()?)?,
+        ["ask-datagram", own, address] => ask_datagram(own.parse()?, address)?,
         _ => bail!("probe: unknown arguments {words:?}"),
     }
     Ok(ExitCode::SUCCESS)
@@ -66,6 +67,25 @@ fn echo_datagrams(port: u16) -> Result<()> {
         let (length, from) = socket.recv_from(&mut buffer)?;
         socket.send_to(buffer.get(..length).unwrap_or_default(), from)?;
     }
+}
+
+/// Sends a datagram from a port, three times if need be, and prints the answer.
+fn ask_datagram(own: u16, address: &str) -> Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, own))?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    let mut buffer = [0; 16];
+    for _ in 0..3 {
+        socket.send(b"hello")?;
+        if let Ok(length) = socket.recv(&mut buffer) {
+            println!(
+                "{}",
+                String::from_utf8_lossy(buffer.get(..length).unwrap_or_default())
+            );
+            return Ok(());
+        }
+    }
+    bail!("probe: no answer")
 }
 
 /// Takes memory a mebibyte at a time and touches it, so that a limit is met in small steps.

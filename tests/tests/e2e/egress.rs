@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::thread;
 
@@ -20,7 +20,7 @@ const NAMESPACE: &str = "rvm-world";
 /// Addresses of the world; the first is what [`FakeServer`] tells.
 const WORLD: [&str; 2] = [FakeServer::TOLD, "192.0.2.78"];
 
-/// A machine beyond this one, with two addresses, that says `hello` to everybody who connects.
+/// A machine beyond this one, with two addresses, that says `hello` to everybody who connects, and sends datagrams back.
 struct World;
 
 impl World {
@@ -40,12 +40,22 @@ impl World {
             tool("ip", command)?;
         }
         let namespace = File::open(format!("/run/netns/{NAMESPACE}"))?;
-        let listener = thread::spawn(move || -> Result<TcpListener> {
+        let sockets = thread::spawn(move || -> Result<(TcpListener, UdpSocket)> {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            Ok(TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80))?)
+            let everywhere = |port| (Ipv4Addr::UNSPECIFIED, port);
+            Ok((
+                TcpListener::bind(everywhere(80))?,
+                UdpSocket::bind(everywhere(7))?,
+            ))
         });
         let panicked = |_| anyhow::anyhow!("the server panicked");
-        let listener = listener.join().map_err(panicked)??;
+        let (listener, datagrams) = sockets.join().map_err(panicked)??;
+        thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((length, from)) = datagrams.recv_from(&mut buffer) {
+                let _ = datagrams.send_to(buffer.get(..length).unwrap_or_default(), from);
+            }
+        });
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
@@ -94,6 +104,20 @@ both_modes! {
         let shown = rvm.call(["inspect", "--format", "{{.HostConfig.Egress}}", "both"])?.ok().text();
         assert_eq!(shown, "allow=192.0.2.64/27,10.0.0.0/8");
         rvm.remove_containers()?;
+    }
+
+    fn what_another_began_does_not_go_on(rvm) {
+        let rvm = &rvm.connected();
+        let _world = World::new()?;
+        rvm.call(["network", "create", "--subnet", "10.99.7.0/24", "again"])?.ok();
+        // The one has the other's address, and asks from its port.
+        let ask = |policy: &[&str]| {
+            let command = [BUSYBOX, "/probe", "ask-datagram", "40000", "192.0.2.77:7"];
+            rvm.run([&["--network", "again", "--ip", "10.99.7.2"], policy, &command].concat())
+        };
+        assert_eq!(ask(&[])?.ok().text(), "hello");
+        ask(&["--egress", "none"])?.failed(1, &["no answer"]);
+        rvm.call(["network", "rm", "again"])?.ok();
     }
 
     fn names_that_are_allowed_open_what_they_stand_for(rvm) {

@@ -208,6 +208,30 @@ both_modes! {
         rvm.remove_containers()?;
     }
 
+    fn who_has_the_address_next_is_not_reached_by_the_port(rvm) {
+        let rvm = &rvm.connected();
+        rvm.detach("stay", &[BUSYBOX, "sleep", "1h"])?;
+        let echo = |name: &str, ports: &[&str]| {
+            rvm.detach(name, &[ports, &[BUSYBOX, "/probe", "echo-datagrams", "53"]].concat())?;
+            wait_until("it listens", LIMIT, || Ok(rvm.call(["logs", name])?.text().contains("ready")))?;
+            let address = "{{.NetworkSettings.IPAddress}}";
+            Ok::<_, anyhow::Error>(rvm.call(["inspect", "--format", address, name])?.ok().text())
+        };
+        let first = echo("first", &["-p", "5301:53/udp"])?;
+        // What it sends is of one connection all the time.
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.connect((gateway(rvm, "first")?, 5301))?;
+        let answered = || -> Result<bool> {
+            socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+            Ok(socket.send(b"x").is_ok() && socket.recv(&mut [0; 8]).is_ok())
+        };
+        wait_until("it is reached", LIMIT, &answered)?;
+        rvm.call(["rm", "-f", "first"])?.ok();
+        assert_eq!(echo("second", &[])?, first);
+        ensure!(!answered()? && !answered()?, "a port that nobody has published leads somewhere");
+        rvm.remove_containers()?;
+    }
+
     fn ports_that_cannot_be_are_refused(rvm) {
         let rvm = &rvm.connected();
         for (arguments, said) in [

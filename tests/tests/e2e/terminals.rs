@@ -41,7 +41,7 @@ both_modes! {
         seat.resize(40, 120)?;
         has_size(&mut seat, "40 120")?;
         // Whether or not the program is there already, the shell is told the same.
-        seat.types("echo sleep\"ing\"; sleep 1000\n")?;
+        seat.types("sh -c 'echo sleep\"ing\"; exec sleep 1000'\n")?;
         seat.hears("sleeping\r\n")?;
         seat.types("\x03")?;
         seat.types("echo \"<$?>\"\n")?;
