@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SocketType, connect};
 
+use super::place::{self, Place};
 use super::serve::Watcher;
 use super::{Door, Socket, unbound};
 
@@ -23,15 +24,23 @@ const ROUNDS: usize = 64;
 /// All sessions of one container.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    by_client: HashMap<(usize, SocketAddr), u64>,
+    by_client: HashMap<Client, u64>,
     sessions: HashMap<u64, Session>,
     last: u64,
 }
 
+/// Who sends, and where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Client {
+    door: usize,
+    address: SocketAddr,
+    /// Answers come from there.
+    place: Place,
+}
+
 #[derive(Debug)]
 struct Session {
-    door: usize,
-    client: SocketAddr,
+    client: Client,
     target: SocketAddr,
     socket: UdpSocket,
     used: Instant,
@@ -48,16 +57,23 @@ impl Sessions {
         buffer: &mut [u8],
     ) -> bool {
         for _ in 0..ROUNDS {
-            let (length, client) = match socket.recv_from(buffer) {
-                Ok(received) => received,
+            let arrival = match place::receive(socket, buffer) {
+                Ok(arrival) => arrival,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 // What became of an earlier answer.
                 Err(_) => continue,
             };
             let Some(target) = target else { continue };
+            let client = Client {
+                door,
+                address: arrival.client,
+                place: arrival.place,
+            };
             // What cannot be sent is lost, as any datagram may be.
-            if let Ok(session) = self.session(door, client, target, watcher) {
-                let _ = session.socket.send(buffer.get(..length).unwrap_or_default());
+            if let Ok(session) = self.session(client, target, watcher) {
+                let _ = session
+                    .socket
+                    .send(buffer.get(..arrival.length).unwrap_or_default());
             }
         }
         true
@@ -68,14 +84,16 @@ impl Sessions {
         let Some(session) = self.sessions.get_mut(&number) else {
             return false;
         };
-        let Some(Socket::Udp(outside)) = doors.get(session.door).map(|door| &door.socket) else {
+        let client = session.client;
+        let Some(Socket::Udp(outside)) = doors.get(client.door).map(|door| &door.socket) else {
             return false;
         };
         for _ in 0..ROUNDS {
             match session.socket.recv(buffer) {
                 Ok(length) => {
                     session.used = Instant::now();
-                    let _ = outside.send_to(buffer.get(..length).unwrap_or_default(), session.client);
+                    let datagram = buffer.get(..length).unwrap_or_default();
+                    let _ = place::send(outside, datagram, client.address, client.place);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
                 // Nobody listens in the container; somebody may yet.
@@ -85,14 +103,8 @@ impl Sessions {
         true
     }
 
-    fn session(
-        &mut self,
-        door: usize,
-        client: SocketAddr,
-        target: SocketAddr,
-        watcher: &Watcher,
-    ) -> io::Result<&Session> {
-        let known = self.by_client.get(&(door, client)).copied();
+    fn session(&mut self, client: Client, target: SocketAddr, watcher: &Watcher) -> io::Result<&Session> {
+        let known = self.by_client.get(&client).copied();
         let number = match known {
             Some(number)
                 if self
@@ -105,22 +117,16 @@ impl Sessions {
             // The container is elsewhere now.
             Some(number) => {
                 self.end(number);
-                self.open(door, client, target, watcher)?
+                self.open(client, target, watcher)?
             }
-            None => self.open(door, client, target, watcher)?,
+            None => self.open(client, target, watcher)?,
         };
         let session = self.sessions.get_mut(&number).ok_or(io::ErrorKind::NotFound)?;
         session.used = Instant::now();
         Ok(session)
     }
 
-    fn open(
-        &mut self,
-        door: usize,
-        client: SocketAddr,
-        target: SocketAddr,
-        watcher: &Watcher,
-    ) -> io::Result<u64> {
+    fn open(&mut self, client: Client, target: SocketAddr, watcher: &Watcher) -> io::Result<u64> {
         if self.sessions.len() >= MOST_SESSIONS {
             let oldest = self.sessions.iter().min_by_key(|(_, session)| session.used);
             if let Some(number) = oldest.map(|(number, _)| *number) {
@@ -131,11 +137,10 @@ impl Sessions {
         connect(&socket, &target)?;
         self.last += 1;
         watcher.watch_session(&socket, self.last)?;
-        self.by_client.insert((door, client), self.last);
+        self.by_client.insert(client, self.last);
         self.sessions.insert(
             self.last,
             Session {
-                door,
                 client,
                 target,
                 socket: socket.into(),
@@ -147,7 +152,7 @@ impl Sessions {
 
     fn end(&mut self, number: u64) {
         if let Some(session) = self.sessions.remove(&number) {
-            self.by_client.remove(&(session.door, session.client));
+            self.by_client.remove(&session.client);
         }
     }
 

@@ -10,6 +10,7 @@
 //! for bytes that do not leave the machine.
 
 mod datagram;
+mod place;
 mod serve;
 mod stream;
 #[cfg(test)]
@@ -211,19 +212,16 @@ fn open_all(wish: &Wish, addresses: &[IpAddr], mut port: u16) -> Result<Vec<Door
 
 /// A socket that does not block, and its port.
 fn open(protocol: Protocol, address: SocketAddr) -> Result<(Socket, u16), Error> {
-    let refused = |errno| match errno {
-        Errno::ADDRINUSE => Error::Allocated { address },
-        Errno::ADDRNOTAVAIL => Error::NoAddress { address },
-        errno => Error::Bind {
-            address,
-            source: errno.into(),
-        },
-    };
     let failed = |source| Error::Bind { address, source };
+    let refused = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrInUse => Error::Allocated { address },
+        io::ErrorKind::AddrNotAvailable => Error::NoAddress { address },
+        _ => failed(source),
+    };
     match protocol {
         Protocol::Tcp => {
             let fd = bound(SocketType::STREAM, address).map_err(refused)?;
-            listen(&fd, BACKLOG).map_err(refused)?;
+            listen(&fd, BACKLOG).map_err(|errno| refused(errno.into()))?;
             let listener = TcpListener::from(fd);
             let port = listener.local_addr().map_err(failed)?.port();
             Ok((Socket::Tcp(listener), port))
@@ -236,7 +234,7 @@ fn open(protocol: Protocol, address: SocketAddr) -> Result<(Socket, u16), Error>
     }
 }
 
-fn bound(kind: SocketType, address: SocketAddr) -> Result<OwnedFd, Errno> {
+fn bound(kind: SocketType, address: SocketAddr) -> io::Result<OwnedFd> {
     let fd = unbound(kind, address)?;
     if address.is_ipv6() {
         // All addresses of IPv6 are not those of IPv4 as well: these have a socket of their own.
@@ -245,6 +243,8 @@ fn bound(kind: SocketType, address: SocketAddr) -> Result<OwnedFd, Errno> {
     if kind == SocketType::STREAM {
         // Connections of the container's last life may still be about to end.
         sockopt::set_socket_reuseaddr(&fd, true)?;
+    } else {
+        place::ask(&fd, address.ip())?;
     }
     bind(&fd, &address)?;
     Ok(fd)

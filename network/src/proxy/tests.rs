@@ -194,8 +194,8 @@ fn without_a_container_connections_are_closed() {
     ));
 }
 
-#[test]
-fn datagrams_come_back_to_whom_they_are_for() {
+/// A container that answers each datagram with that and the port it came from.
+fn echoing() -> u16 {
     let container = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = container.local_addr().unwrap().port();
     thread::spawn(move || {
@@ -205,18 +205,28 @@ fn datagrams_come_back_to_whom_they_are_for() {
             container.send_to(&answer, from).unwrap();
         }
     });
-    let (address, _proxy) = served(&[wish(Protocol::Udp, local(), None, port)]);
+    port
+}
+
+/// The next datagram for a socket: what is in it, and where it is from.
+fn heard(socket: &UdpSocket) -> (String, SocketAddr) {
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut buffer = [0; 2000];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    (String::from_utf8(buffer[..length].to_vec()).unwrap(), from)
+}
+
+#[test]
+fn datagrams_come_back_to_whom_they_are_for() {
+    let (address, _proxy) = served(&[wish(Protocol::Udp, local(), None, echoing())]);
     let client = || {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         socket.connect(address).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         socket
     };
     let ask = |socket: &UdpSocket, text: &str| {
         socket.send(text.as_bytes()).unwrap();
-        let mut buffer = [0; 2000];
-        let length = socket.recv(&mut buffer).unwrap();
-        String::from_utf8(buffer[..length].to_vec()).unwrap()
+        heard(socket).0
     };
     let (one, other) = (client(), client());
     let (first, second) = (ask(&one, "one:"), ask(&other, "other:"));
@@ -235,6 +245,38 @@ fn datagrams_come_back_to_whom_they_are_for() {
         assert!(ask(&client(), "x").starts_with('x'));
     }
     assert!(ask(&one, "one:").starts_with("one:"));
+}
+
+#[test]
+fn datagrams_are_answered_from_the_address_they_were_sent_to() {
+    let reservation = Reservation::bind(&[wish(Protocol::Udp, None, None, echoing())]).unwrap();
+    let port = reservation.published()[0].host_port;
+    let proxy = reservation.serve().unwrap();
+    proxy.send_to(Some(TARGET));
+    // One client that asks several: an answer is of the one that was asked.
+    for (own, addresses) in [
+        ("0.0.0.0:0", &["127.0.0.2", "127.0.0.1", "127.9.9.9"][..]),
+        ("[::]:0", &["::1"]),
+    ] {
+        let client = UdpSocket::bind(own).unwrap();
+        let asked: Vec<SocketAddr> = addresses
+            .iter()
+            .map(|address| SocketAddr::new(address.parse().unwrap(), port))
+            .collect();
+        for address in &asked {
+            client.send_to(b"x", address).unwrap();
+        }
+        let mut answers: Vec<SocketAddr> = asked.iter().map(|_| heard(&client).1).collect();
+        answers.sort();
+        let mut asked = asked;
+        asked.sort();
+        assert_eq!(answers, asked);
+    }
+    // One that hears no other.
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.connect(("127.0.0.2", port)).unwrap();
+    client.send(b"one:").unwrap();
+    assert!(heard(&client).0.starts_with("one:"));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use rvm_tests::both_modes;
 use rvm_tests::command::{LIMIT, tool};
-use rvm_tests::images::BUSYBOX;
+use rvm_tests::images::{BUSYBOX, DEBIAN};
 use rvm_tests::processes;
 use rvm_tests::rvm::{Isolation, Rvm};
 use rvm_tests::wait::wait_until;
@@ -43,6 +43,22 @@ fn ask(address: &str, port: u16) -> Result<String> {
 fn gateway(rvm: &Rvm, name: &str) -> Result<String> {
     let format = "{{.NetworkSettings.Gateway}}";
     Ok(rvm.call(["inspect", "--format", format, name])?.ok().text())
+}
+
+/// A further address of this machine.
+struct OfThisMachine(&'static str);
+
+impl OfThisMachine {
+    fn new(address: &'static str) -> Result<Self> {
+        tool("ip", &["addr", "add", address, "dev", "lo"])?;
+        Ok(Self(address))
+    }
+}
+
+impl Drop for OfThisMachine {
+    fn drop(&mut self) {
+        let _ = tool("ip", &["addr", "del", self.0, "dev", "lo"]);
+    }
 }
 
 both_modes! {
@@ -194,7 +210,12 @@ both_modes! {
         rvm.detach("echo", &["-p", "5300:53/udp", BUSYBOX, "/probe", "echo-datagrams", "53"])?;
         wait_until("it listens", LIMIT, || Ok(rvm.call(["logs", "echo"])?.text().contains("ready")))?;
         let gateway = gateway(rvm, "echo")?;
-        for (own, address) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("0.0.0.0:0", &gateway)] {
+        for (own, address) in [
+            ("127.0.0.1:0", "127.0.0.1"),
+            ("127.0.0.1:0", "127.0.0.2"),
+            ("[::1]:0", "::1"),
+            ("0.0.0.0:0", &gateway),
+        ] {
             let socket = UdpSocket::bind(own)?;
             socket.connect((address, 5300))?;
             socket.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -229,6 +250,21 @@ both_modes! {
         rvm.call(["rm", "-f", "first"])?.ok();
         assert_eq!(echo("second", &[])?, first);
         ensure!(!answered()? && !answered()?, "a port that nobody has published leads somewhere");
+        rvm.remove_containers()?;
+    }
+
+    fn a_neighbour_hears_datagrams_from_the_address_that_it_asked(rvm) {
+        let rvm = &rvm.connected();
+        rvm.detach("echo", &["-p", "5300:53/udp", BUSYBOX, "/probe", "echo-datagrams", "53"])?;
+        wait_until("it listens", LIMIT, || Ok(rvm.call(["logs", "echo"])?.text().contains("ready")))?;
+        rvm.in_the_other_mode().detach("peer", &[DEBIAN, "sleep", "1000"])?;
+        let _address = OfThisMachine::new("192.0.2.9/32")?;
+        for address in [&gateway(rvm, "echo")?, "192.0.2.9"] {
+            // A socket that is connected.
+            let ask = format!("exec 3<>/dev/udp/{address}/5300; echo hello >&3; timeout 10 head -c 5 <&3");
+            let output = rvm.call(["exec", "peer", "bash", "-c", &ask])?;
+            assert_eq!(output.text(), "hello", "{address}: {}", output.describe());
+        }
         rvm.remove_containers()?;
     }
 
