@@ -1,7 +1,7 @@
 //! Files that belong to where a container is and not to its image: `/etc/hosts` and the like. They lie in a small file
 //! system of the container's own, so that it may write to them, and neither a commit nor an export has what is in them.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
@@ -51,8 +51,25 @@ pub(crate) fn check(files: &[PrivateFile]) -> Result<(), plan::Error> {
     Ok(())
 }
 
-/// Writes the files, while `staging` can still be reached; the answer is a mount of each.
-pub(crate) fn prepare(rootfs: &Rootfs, files: &[PrivateFile]) -> Result<Vec<OwnedFd>, Error> {
+/// A file of a container's own, to be written to later: it is the one that the workload has found at `path`, whatever it has
+/// done there since.
+#[derive(Debug)]
+pub struct OwnFile {
+    /// Where it is inside.
+    pub path: PathBuf,
+    /// What it is.
+    pub file: File,
+}
+
+/// A file that is written.
+pub(crate) struct Prepared {
+    mount: OwnedFd,
+    /// For [`OwnFile`].
+    file: OwnedFd,
+}
+
+/// Writes the files, while `staging` can still be reached.
+pub(crate) fn prepare(rootfs: &Rootfs, files: &[PrivateFile]) -> Result<Vec<Prepared>, Error> {
     if files.is_empty() {
         return Ok(Vec::new());
     }
@@ -72,7 +89,12 @@ pub(crate) fn prepare(rootfs: &Rootfs, files: &[PrivateFile]) -> Result<Vec<Owne
         let path = directory.join(index.to_string());
         fs::write(&path, &file.content).map_err(failed)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(failed)?;
-        open(&path).map_err(failed)
+        let mount = open(&path).map_err(failed)?;
+        let file = File::options().read(true).write(true).open(&path);
+        Ok(Prepared {
+            mount,
+            file: file.map_err(failed)?.into(),
+        })
     };
     files.iter().enumerate().map(write).collect()
 }
@@ -123,14 +145,27 @@ fn mark(path: &Path) -> Result<(), root::Error> {
     }
 }
 
-/// Puts the files in their places.
-pub(crate) fn attach(root: &Root, files: &[PrivateFile], mounts: Vec<OwnedFd>) -> Result<(), Error> {
-    for (file, mount) in files.iter().zip(mounts) {
+/// Puts the files in their places; the answer is a descriptor of each.
+pub(crate) fn attach(
+    root: &Root,
+    files: &[PrivateFile],
+    prepared: Vec<Prepared>,
+) -> Result<Vec<OwnedFd>, Error> {
+    let mut descriptors = Vec::new();
+    for (
+        file,
+        Prepared {
+            mount,
+            file: descriptor,
+        },
+    ) in files.iter().zip(prepared)
+    {
         let point = place(root, &file.path).map_err(|source| Error::Place {
             path: file.path.clone(),
             source,
         })?;
         mounts::attach(mount, point).map_err(|source| Error::Mount(file.path.clone(), source))?;
+        descriptors.push(descriptor);
     }
-    Ok(())
+    Ok(descriptors)
 }

@@ -121,6 +121,13 @@ pub fn init_if_requested() {
     std::process::exit(1);
 }
 
+/// What the parent gets of a process.
+struct Kept {
+    /// Of the container's own files.
+    files: Vec<OwnedFd>,
+    terminal: Option<Terminal>,
+}
+
 /// The steps of one kind of child; they only come to an end by failing.
 type Steps = fn(&UnixStream) -> Result<std::convert::Infallible, Error>;
 
@@ -146,9 +153,9 @@ fn carry_out(parent: &UnixStream) -> Result<std::convert::Infallible, Error> {
     let init = plan.init.then(open_own_executable);
     // Modes of files made here are exact.
     rustix::process::umask(Mode::empty());
-    let (root, terminal) = build_root(&plan, &reopener)?;
+    let (root, kept) = build_root(&plan, &reopener)?;
     let init = init.transpose()?;
-    become_workload(parent, plan.process, (root, reopener), terminal, init.as_ref())
+    become_workload(parent, plan.process, (root, reopener), kept, init.as_ref())
 }
 
 /// A further process: born in the container's namespaces and cgroup, it has the container's root directory already.
@@ -167,7 +174,11 @@ fn enter(parent: &UnixStream) -> Result<std::convert::Infallible, Error> {
     let terminal = size
         .map(|size| Terminal::make(&root, &reopener, size))
         .transpose()?;
-    become_workload(parent, plan.process, (root, reopener), terminal, None)
+    let kept = Kept {
+        files: Vec::new(),
+        terminal,
+    };
+    become_workload(parent, plan.process, (root, reopener), kept, None)
 }
 
 /// The steps that all processes of a container have in common: from its root directory to its user and program.
@@ -175,7 +186,7 @@ fn become_workload(
     parent: &UnixStream,
     process: ProcessPlan,
     (root, reopener): (Root, Reopener),
-    terminal: Option<Terminal>,
+    Kept { files, terminal }: Kept,
     init: Option<&OwnedFd>,
 ) -> Result<std::convert::Infallible, Error> {
     let identity = process.user.resolve(&root, &reopener)?;
@@ -188,6 +199,9 @@ fn become_workload(
     set_limits(&process)?;
     become_user(&process, &identity)?;
     sync::send(parent, &Report::Created)?;
+    for file in files {
+        sync::send_descriptor(parent, file)?;
+    }
     if let Some(terminal) = terminal {
         sync::send_descriptor(parent, terminal)?;
     }
@@ -218,7 +232,7 @@ fn set_oom_score(score: Option<i32>) -> Result<(), Error> {
 }
 
 /// Makes the new root directory, with everything in it, this process's own.
-fn build_root(plan: &Plan, reopener: &Reopener) -> Result<(Root, Option<Terminal>), Error> {
+fn build_root(plan: &Plan, reopener: &Reopener) -> Result<(Root, Kept), Error> {
     let RootPlan {
         rootfs,
         mounts,
@@ -239,7 +253,7 @@ fn build_root(plan: &Plan, reopener: &Reopener) -> Result<(Root, Option<Terminal
     for (mount, source) in mounts.iter().zip(sources) {
         mount.attach(&root, source)?;
     }
-    files::attach(&root, files, own_files)?;
+    let files = files::attach(&root, files, own_files)?;
     nodes::furnish(&root, &plan.root.nodes)?;
     let size = plan.process.terminal;
     let terminal = size
@@ -258,7 +272,7 @@ fn build_root(plan: &Plan, reopener: &Reopener) -> Result<(Root, Option<Terminal
     if plan.root.read_only {
         mounts::make_root_read_only(&root)?;
     }
-    Ok((root, terminal))
+    Ok((root, Kept { files, terminal }))
 }
 
 fn set_sysctls(plan: &RootPlan, root: &Root) -> Result<(), Error> {

@@ -40,6 +40,7 @@ mod user;
 pub use archive::{Archive, Extent, archive};
 pub use copy::{CopyError, Files, Place, Unpack, UnpackError, UnpackPlace, inside, pack};
 pub use environment::{Device, Environment, Interface, Layer, PrivateFile, Rootfs};
+pub use files::OwnFile;
 pub use init::init_if_requested;
 pub use mounts::{BELOW_OPTION, FILL_OPTION};
 pub use network::{Error as NetworkError, plug_further, route};

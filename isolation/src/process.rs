@@ -27,6 +27,7 @@ use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType};
 use serde::Serialize;
 
 use crate::cgroup::{self, Cgroup};
+use crate::files::OwnFile;
 use crate::network;
 use crate::plan::{EntryPlan, Plan, ProcessPlan};
 use crate::sync::{self, Failure, FailureKind, Remote, Report, Start};
@@ -183,6 +184,8 @@ pub struct Container {
     process: Process,
     cgroup: Cgroup,
     cgroup_path: PathBuf,
+    /// Until they are taken.
+    own_files: Vec<OwnFile>,
     exit: Mutex<Option<Exit>>,
     destroyed: bool,
 }
@@ -222,6 +225,7 @@ pub fn create(plan: &Plan, stdio: Stdio) -> Result<Container, Error> {
         process,
         cgroup,
         cgroup_path: plan.cgroup.path.clone(),
+        own_files: Vec::new(),
         exit: Mutex::new(None),
         destroyed: false,
     };
@@ -247,7 +251,8 @@ pub fn enter(plan: &EntryPlan, pidfd: impl AsFd, cgroup: &Path, stdio: Stdio) ->
         std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
             .map_err(|source| Error::OomScore { pid, source })?;
     }
-    entered.0.terminal = converse(&sync, plan, &plan.process, || died_in(&cgroup))?;
+    converse(&sync, plan, || died_in(&cgroup))?;
+    entered.0.terminal = receive_terminal(&sync, &plan.process)?;
     entered.0.sync = Some(sync);
     Ok(entered)
 }
@@ -395,14 +400,8 @@ fn clone(seed: Seed) -> Result<(i32, OwnedFd), Error> {
 /// A child has done its part within this. A further process is among those of the container, which may stop it.
 const SETUP_LIMIT: Duration = Duration::from_secs(60);
 
-/// Sends a child its plan and waits until it is carried out. Returns the outer side of the terminal, if `process`, which is of
-/// the plan, has one.
-fn converse(
-    sync: &UnixStream,
-    plan: &impl Serialize,
-    process: &ProcessPlan,
-    died: impl Fn() -> Error,
-) -> Result<Option<OwnedFd>, Error> {
+/// Sends a child its plan and waits until it is carried out.
+fn converse(sync: &UnixStream, plan: &impl Serialize, died: impl Fn() -> Error) -> Result<(), Error> {
     // For Process::start as well.
     sync.set_read_timeout(Some(SETUP_LIMIT)).map_err(Error::Prepare)?;
     match sync::send(sync, plan) {
@@ -411,11 +410,7 @@ fn converse(
         Err(error) => return Err(Error::Talk(error.into())),
     }
     match sync::receive(sync) {
-        Ok(Some(Report::Created)) => process
-            .terminal
-            .map(|_| sync::receive_descriptor(sync))
-            .transpose()
-            .map_err(|error| Error::Talk(error.into())),
+        Ok(Some(Report::Created)) => Ok(()),
         Ok(Some(Report::Failed(failure))) => Err(match failure.kind {
             FailureKind::CommandNotFound => Error::Missing(failure.chain),
             FailureKind::CommandNotExecutable | FailureKind::Other => Error::Setup(failure.chain),
@@ -423,6 +418,16 @@ fn converse(
         Ok(None) | Err(sync::Error::Closed) => Err(died()),
         Err(error) => Err(Error::Talk(error.into())),
     }
+}
+
+/// What a child passes along once its plan is carried out.
+fn receive_descriptor(sync: &UnixStream) -> Result<OwnedFd, Error> {
+    sync::receive_descriptor(sync).map_err(|error| Error::Talk(error.into()))
+}
+
+/// The outer side of the terminal, if the process has one.
+fn receive_terminal(sync: &UnixStream, process: &ProcessPlan) -> Result<Option<OwnedFd>, Error> {
+    process.terminal.map(|_| receive_descriptor(sync)).transpose()
 }
 
 /// Opens this program's file so that it cannot be written through the descriptor or the process that runs it.
@@ -521,7 +526,14 @@ impl Container {
     fn set_up(mut self, plan: &Plan, sync: UnixStream) -> Result<Container, Error> {
         // Before the plan, which init waits for: what it sets up may count on the interfaces.
         network::plug(&self.process.pidfd, &plan.interfaces)?;
-        self.process.terminal = converse(&sync, plan, &plan.process, || self.died())?;
+        converse(&sync, plan, || self.died())?;
+        for file in &plan.root.files {
+            self.own_files.push(OwnFile {
+                path: file.path.clone(),
+                file: receive_descriptor(&sync)?.into(),
+            });
+        }
+        self.process.terminal = receive_terminal(&sync, &plan.process)?;
         // Only now: init itself has to open loop devices and block devices.
         self.cgroup.restrict_devices(&plan.cgroup.devices)?;
         self.process.sync = Some(sync);
@@ -546,6 +558,12 @@ impl Container {
     /// fails with `EIO` when the inner side has been closed by all who had it open.
     pub fn take_terminal(&mut self) -> Option<OwnedFd> {
         self.process.terminal.take()
+    }
+
+    /// The container's own files, for reading and writing; once. Those of [`crate::Environment::files`] that nothing is mounted
+    /// in the place of.
+    pub fn take_own_files(&mut self) -> Vec<OwnFile> {
+        std::mem::take(&mut self.own_files)
     }
 
     /// The container's cgroup, for reading.

@@ -1,11 +1,11 @@
 //! What parent and init say to each other over their socket, before there is a workload:
 //!
 //! ```text
-//! parent: Plan            init: Created, then the terminal if the plan has one | Failure
+//! parent: Plan            init: Created, then the container's own files, then the terminal if the plan has one | Failure
 //! parent: Start           init: Failure, or the socket closes because execve succeeded
 //! ```
 //!
-//! Each message is its length (32 bits, host order) and JSON; the terminal is a descriptor, with a byte to carry it. Both ends are the same executable, so there is no version.
+//! Each message is its length (32 bits, host order) and JSON; files and terminal are descriptors, each with a byte to carry it. Both ends are the same executable, so there is no version.
 
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut, Read};

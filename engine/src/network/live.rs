@@ -6,13 +6,13 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
-use rvm_isolation::{Device, Interface, PrivateFile};
+use rvm_isolation::{Device, Interface, OwnFile, PrivateFile};
 use rvm_network::definition::Definition;
 use rvm_network::endpoint::Endpoint;
 use rvm_network::{Port, Wish};
 
 use super::service::{self, Doors, Held, Ports};
-use super::{Attachment, Error, Mode, files, names_of};
+use super::{Attachment, Error, Mode, files, names_of, own};
 use crate::json;
 use crate::record::{Isolation, Record, State};
 use crate::store::Store;
@@ -163,6 +163,8 @@ pub(crate) struct Running<'a> {
     pub(crate) record: &'a Record,
     /// A descriptor of its first process.
     pub(crate) process: &'a OwnedFd,
+    /// Files that say where it is.
+    pub(crate) own_files: &'a [OwnFile],
     /// Its published ports.
     pub(crate) ports: &'a Ports,
     /// The networks that it is to be on afterwards.
@@ -218,8 +220,23 @@ impl Running<'_> {
         self.reroute(&plane)
     }
 
-    /// Everything else is reached by the first of its networks that leads anywhere, if there is one.
-    fn reroute(self, plane: &rvm_network::Plane) -> Result<(), Error> {
+    /// Says in its files where it is now, as they do from the start. What it has written there itself stays.
+    pub(crate) fn tell(self, spec: &Spec) -> Result<(), Error> {
+        // Not where it was on no network at its start: the image's files are its own then.
+        if self.own_files.is_empty() {
+            return Ok(());
+        }
+        let path = self.store.run_directory(&self.record.id).join(FILES);
+        let old: Vec<PrivateFile> = json::read(&path)?;
+        let members = self.members(&self.store.networks())?;
+        let new = files::of_member(spec, &self.record.settings.network, &members)?;
+        own::rewrite(self.own_files, &old, &new)?;
+        // For the next change, and for those who join this container's networks.
+        Ok(json::write(&path, &new)?)
+    }
+
+    /// How it is on its networks, in their order.
+    fn members(self, plane: &rvm_network::Plane) -> Result<Vec<(Definition, Endpoint)>, Error> {
         let place = |definition: &Definition| {
             self.networks
                 .iter()
@@ -227,6 +244,12 @@ impl Running<'_> {
         };
         let mut members = plane.memberships(&self.record.id)?;
         members.sort_by_key(|(definition, _)| place(definition));
+        Ok(members)
+    }
+
+    /// Everything else is reached by the first of its networks that leads anywhere, if there is one.
+    fn reroute(self, plane: &rvm_network::Plane) -> Result<(), Error> {
+        let members = self.members(plane)?;
         let leading = || members.iter().filter(|(definition, _)| !definition.internal);
         if let Some((definition, endpoint)) = leading().next() {
             rvm_isolation::route(self.process, endpoint.mac, &[definition.ipv4.gateway.into()])?;

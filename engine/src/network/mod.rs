@@ -6,11 +6,13 @@
 
 mod files;
 mod live;
+mod own;
 mod service;
 mod verbs;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use rvm_network::{Plane, StoreError};
@@ -275,6 +277,9 @@ pub enum Error {
     /// Nobody would start the resolver again.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    /// It has changed its networks, but knows nothing of it.
+    #[error("the container is on other networks now, but its {} could not be changed", _0.display())]
+    OwnFile(PathBuf, #[source] std::io::Error),
     /// The host's own files could not be read.
     #[error("cannot read {0}")]
     HostFile(&'static str, #[source] std::io::Error),

@@ -4,9 +4,10 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::runtime::Spec;
-use rvm_isolation::{Entered, EntryPlan, Environment, Layer, Plan, Rootfs, StartError, Stdio};
+use rvm_isolation::{Entered, EntryPlan, Environment, Layer, OwnFile, Plan, Rootfs, StartError, Stdio};
 use rvm_protocol::FailureKind;
 
 use super::{Context, Exit, Input, Streams, Terminal, further};
@@ -18,6 +19,7 @@ pub(crate) struct ContainerRuntime {
     container: rvm_isolation::Container,
     spec: Spec,
     cgroup: PathBuf,
+    own_files: Arc<[OwnFile]>,
 }
 
 /// Reaches a running container from any thread.
@@ -25,11 +27,17 @@ pub(crate) struct Remote {
     pidfd: OwnedFd,
     spec: Spec,
     cgroup: PathBuf,
+    own_files: Arc<[OwnFile]>,
 }
 
 impl Remote {
     pub(super) fn pidfd(&self) -> &OwnedFd {
         &self.pidfd
+    }
+
+    /// The container's own files.
+    pub(super) fn own_files(&self) -> &[OwnFile] {
+        &self.own_files
     }
 
     /// The workload's cgroup.
@@ -109,6 +117,7 @@ impl ContainerRuntime {
         let mut container = rvm_isolation::create(&plan, stdio).map_err(Error::Create)?;
         let streams = or_terminal(streams, container.take_terminal(), open_stdin).map_err(Error::Streams)?;
         let runtime = Self {
+            own_files: container.take_own_files().into(),
             container,
             spec: context.spec.clone(),
             cgroup: context.cgroup.ok_or(Error::NoCgroup)?.payload(),
@@ -130,6 +139,7 @@ impl ContainerRuntime {
             pidfd: pidfd.map_err(Error::Streams)?,
             spec: self.spec.clone(),
             cgroup: self.cgroup.clone(),
+            own_files: Arc::clone(&self.own_files),
         })
     }
 

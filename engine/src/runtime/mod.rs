@@ -20,6 +20,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use oci_spec::runtime::{Process, Spec};
+use rvm_isolation::OwnFile;
 use rvm_protocol::{Purpose, Request, TerminalSize};
 use rvm_vmm::status::Status;
 
@@ -305,6 +306,14 @@ impl Access {
         match self {
             Self::MicroVm(_) => None,
             Self::Container(remote) => Some(remote.pidfd()),
+        }
+    }
+
+    /// Files that belong to where a container is, where it is on this machine: `/etc/hosts` and the like.
+    pub(crate) fn own_files(&self) -> &[OwnFile] {
+        match self {
+            Self::MicroVm(_) => &[],
+            Self::Container(remote) => remote.own_files(),
         }
     }
 

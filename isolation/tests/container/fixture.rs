@@ -9,13 +9,15 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
-use rvm_isolation::{Container, Environment, Exit, Layer, Plan, Rootfs, StartError, Stdio, create};
+use rvm_isolation::{
+    Container, Environment, Exit, Layer, Plan, PrivateFile, Rootfs, StartError, Stdio, create,
+};
 use serde_json::{Value, json};
 
 /// Commands that the tests use.
-const APPLETS: [&str; 21] = [
+const APPLETS: [&str; 22] = [
     "cat", "chmod", "dd", "df", "echo", "grep", "hostname", "id", "ifconfig", "kill", "ls", "mkdir", "mknod",
-    "mount", "ps", "readlink", "sh", "sleep", "stat", "touch", "env",
+    "mount", "ps", "readlink", "sh", "sleep", "stat", "touch", "env", "mv",
 ];
 
 /// A place for one container; removed with everything in it at the end.
@@ -23,6 +25,7 @@ pub(crate) struct Fixture {
     directory: tempfile::TempDir,
     cgroup: PathBuf,
     layers: Vec<Layer>,
+    files: Vec<PrivateFile>,
 }
 
 /// What came of a container.
@@ -49,6 +52,7 @@ impl Fixture {
             cgroup: parent_cgroup(),
             directory,
             layers: Vec::new(),
+            files: Vec::new(),
         };
         let name = fixture.path().file_name().unwrap().to_owned();
         fixture.cgroup.push(name);
@@ -72,6 +76,14 @@ impl Fixture {
         self.layers.push(Layer::File(image));
     }
 
+    /// Gives the container a file of its own.
+    pub(crate) fn push_file(&mut self, path: &str, content: &str) {
+        self.files.push(PrivateFile {
+            path: path.into(),
+            content: content.into(),
+        });
+    }
+
     /// The fixture's own directory on the host.
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
@@ -93,7 +105,7 @@ impl Fixture {
         };
         Environment {
             interfaces: Vec::new(),
-            files: Vec::new(),
+            files: self.files.clone(),
             cgroup: self.cgroup.clone(),
             rootfs,
         }

@@ -21,6 +21,7 @@ use crate::entering::{
 use crate::fixture::{Fixture, Outcome, chain, executable, spec, wait_until};
 use crate::whole::{
     a_frozen_container_stands_still_and_is_killed, a_workload_is_listed_measured_and_limited,
+    own_files_are_reached_wherever_the_workload_has_put_them,
 };
 
 /// A test's name and body.
@@ -56,6 +57,7 @@ pub(crate) const ALL: &[Test] = tests![
     bind_mounts_show_files_of_the_host,
     links_of_the_image_stay_inside,
     many_layers_are_joined,
+    own_files_are_reached_wherever_the_workload_has_put_them,
     changes_land_in_the_upper_directory,
     the_root_directory_looks_like_the_images,
     nothing_is_left_after_destroy,

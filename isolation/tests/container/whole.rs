@@ -1,6 +1,9 @@
-//! Tests of a workload as a whole: frozen, listed, measured, limited.
+//! Tests of a workload as a whole: frozen, listed, measured, limited; and of its own files, seen from outside.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::time::Duration;
 
 use rvm_isolation::cgroup;
@@ -77,5 +80,28 @@ pub(crate) fn a_workload_is_listed_measured_and_limited() {
     let wrong = resources(json!({"pids": {"limit": 1}, "unified": {"cgroup.procs": "0"}}));
     assert!(cgroup::limit(fixture.cgroup(), &wrong).is_err());
     assert_eq!(set("pids.max"), "9\n");
+    container.destroy().unwrap();
+}
+
+pub(crate) fn own_files_are_reached_wherever_the_workload_has_put_them() {
+    let mut fixture = Fixture::new();
+    fixture.push_file("/own/one", "old\n");
+    fixture.push_file("/own/mounted", "not seen\n");
+    let script = "mv /own /gone && echo ready
+        until grep -q new /gone/one; do sleep 0.01; done; cat /gone/one";
+    let mut asked = spec(&["sh", "-c", script]);
+    let mount = json!({"destination": "/own/mounted", "type": "bind", "source": "/etc/hostname", "options": ["bind"]});
+    asked["mounts"].as_array_mut().unwrap().push(mount);
+    let (mut container, [stdout, _stderr]) = fixture.create(&asked).unwrap();
+    let own = container.take_own_files();
+    // What the user has mounted there is not the container's own.
+    let [one] = own.as_slice() else { panic!("{own:?}") };
+    assert_eq!(one.path, Path::new("/own/one"));
+    container.start().unwrap();
+    let mut lines = BufReader::new(stdout).lines().map(Result::unwrap);
+    assert_eq!(lines.next().unwrap(), "ready");
+    one.file.write_all_at(b"new\n", 0).unwrap();
+    assert_eq!(lines.collect::<Vec<_>>(), ["new"]);
+    assert_eq!(container.wait().unwrap().code, 0);
     container.destroy().unwrap();
 }

@@ -6,10 +6,36 @@ use rvm_tests::both_modes;
 use rvm_tests::images::BUSYBOX;
 use rvm_tests::rvm::{Isolation, Rvm};
 
+use super::names::{address, look_up};
+
 /// The names of a container's interfaces.
 fn interfaces(rvm: &Rvm, name: &str) -> Result<Vec<String>> {
     let output = rvm.call(["exec", name, "ls", "/sys/class/net"])?.ok();
     Ok(output.text().split_whitespace().map(str::to_owned).collect())
+}
+
+/// Changes the networks of a container that runs: a virtual machine is stopped meanwhile.
+fn change(rvm: &Rvm, verb: &str, network: &str, name: &str) -> Result<()> {
+    let is_vm = rvm.isolation() == Isolation::Vm;
+    if is_vm {
+        rvm.call(["stop", "-t", "0", name])?.ok();
+    }
+    rvm.call(["network", verb, network, name])?.ok();
+    if is_vm {
+        rvm.call(["start", name])?.ok();
+    }
+    Ok(())
+}
+
+/// The addresses that a container's hosts file has for the container itself.
+fn own_addresses(rvm: &Rvm, name: &str) -> Result<Vec<String>> {
+    let hostname = rvm.call(["exec", name, "hostname"])?.ok().text();
+    let hosts = rvm.call(["exec", name, "cat", "/etc/hosts"])?.ok().text();
+    let own = hosts
+        .lines()
+        .filter_map(|line| line.split_once('\t'))
+        .filter(|(_, names)| *names == hostname);
+    Ok(own.map(|(address, _)| address.to_owned()).collect())
 }
 
 #[test]
@@ -304,11 +330,57 @@ both_modes! {
             rvm.call(["network", "disconnect", "bridge", "moving"])?.ok();
             assert_eq!(interfaces(rvm, "moving")?, ["eth1", "lo"]);
         }
+        assert_eq!(look_up(rvm, "moving", "later")?, [address(rvm, "moving", "more")?]);
         // What is left leads elsewhere now.
         let routes = rvm.call(["exec", "moving", "ip", "route"])?.ok().text();
         assert!(routes.contains("default via 10."), "{routes}");
         rvm.call(["network", "disconnect", "bridge", "moving"])?.failed(1, &["moving is not connected to network bridge"]);
         rvm.call(["rm", "-f", "moving"])?.ok();
+        rvm.call(["network", "rm", "more"])?.ok();
+    }
+
+    fn names_are_found_on_the_networks_that_are_joined_and_left_later(rvm) {
+        let rvm = &rvm.connected();
+        rvm.call(["network", "create", "more"])?.ok();
+        let other = rvm.in_the_other_mode();
+        rvm.detach("moving", &["--dns-option", "timeout:7", BUSYBOX, "sleep", "1000"])?;
+        other.detach("here", &[BUSYBOX, "sleep", "1000"])?;
+        other.detach("there", &["--network", "more", BUSYBOX, "sleep", "1000"])?;
+        let (here, there) = (address(rvm, "here", "bridge")?, address(rvm, "there", "more")?);
+        let resolv = || Ok::<_, anyhow::Error>(rvm.call(["exec", "moving", "cat", "/etc/resolv.conf"])?.ok().text());
+        let write = |text: &str| rvm.call(["exec", "moving", "sh", "-c", text]);
+        let rest = "\noptions timeout:7";
+
+        write("echo 192.0.2.7 mine >>/etc/hosts")?.ok();
+        change(rvm, "connect", "more", "moving")?;
+        assert_eq!(look_up(rvm, "moving", "here")?, std::slice::from_ref(&here));
+        assert_eq!(own_addresses(rvm, "moving")?, [address(rvm, "moving", "bridge")?, address(rvm, "moving", "more")?]);
+        assert_eq!(resolv()?.matches("nameserver").count(), 2);
+
+        change(rvm, "disconnect", "bridge", "moving")?;
+        let own = address(rvm, "moving", "more")?;
+        assert_eq!(look_up(rvm, "moving", "there")?, std::slice::from_ref(&there));
+        assert_eq!(look_up(rvm, "moving", "moving")?, std::slice::from_ref(&own));
+        assert_eq!(look_up(rvm, "moving", "here")?, [""; 0]);
+        assert_eq!(own_addresses(rvm, "moving")?, [own]);
+        let text = resolv()?;
+        assert!(text.matches("nameserver").count() == 1 && text.ends_with(rest), "{text}");
+
+        // What it has written itself stays, as long as it runs.
+        if rvm.isolation() == Isolation::Container {
+            let hosts = write("cat /etc/hosts")?.ok().text();
+            assert!(hosts.contains("192.0.2.7 mine\n"), "{hosts}");
+            write("echo nameserver 192.0.2.53 >/etc/resolv.conf")?.ok();
+        }
+        change(rvm, "connect", "bridge", "moving")?;
+        if rvm.isolation() == Isolation::Container {
+            assert_eq!(resolv()?, "nameserver 192.0.2.53");
+            rvm.call(["restart", "-t", "0", "moving"])?.ok();
+        }
+        for (name, address) in [("here", here), ("there", there)] {
+            assert_eq!(look_up(rvm, "moving", name)?, [address], "{name}");
+        }
+        rvm.remove_containers()?;
         rvm.call(["network", "rm", "more"])?.ok();
     }
 }

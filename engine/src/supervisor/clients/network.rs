@@ -43,6 +43,7 @@ impl Clients {
             store,
             record: &record,
             process,
+            own_files: access.own_files(),
             ports: &self.ports,
             networks,
         };
@@ -53,11 +54,12 @@ impl Clients {
             Some(attachment) => running.join(attachment)?,
             None => running.leave(&definition.id)?,
         }
-        Ok(self.book.update(|record| {
-            record.settings.network = new.settings.network;
+        self.book.update(|record| {
+            record.settings.network = new.settings.network.clone();
             // A container of an older rvm was started again by this one.
             record.version = VERSION;
-        })?)
+        })?;
+        Ok(running.tell(&self.book.spec()?)?)
     }
 }
 
