@@ -1,7 +1,7 @@
 //! What databases and their like rely on, on one volume that a virtual machine and a container have at the same time.
 
 use std::fs;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
@@ -152,6 +152,37 @@ both_modes! {
         }
         remove_pair(rvm)?;
         remove(rvm, "files")?;
+    }
+
+    fn a_further_group_may_create_what_its_directory_lets_it(rvm) {
+        let data = volume(rvm, "grouped")?;
+        let (of_group, of_all, of_root) = (data.join("group"), data.join("all"), data.join("root"));
+        for (directory, mode) in [(&of_group, 0o2775), (&of_all, 0o2777), (&of_root, 0o755)] {
+            fs::create_dir(directory)?;
+            std::os::unix::fs::chown(directory, None, Some(2000))?;
+            fs::set_permissions(directory, fs::Permissions::from_mode(mode))?;
+        }
+        let create = "cd /data/$where && touch file && mkdir directory && ln -s file link && mkfifo fifo && echo x > file \
+                      && chmod 6755 file && stat -c '%u:%g %a' file directory && echo more >> file && stat -c %a file";
+        let run = |flags: &[&str], directory: &str| {
+            let where_ = format!("where={directory}");
+            let common = ["--isolation", rvm.isolation().name(), "-v", "grouped:/data", "-e", &where_, "-u", "1000:1000"];
+            rvm.call([&["run", "--rm"], &common[..], flags, &[BUSYBOX, "sh", "-c", create]].concat())
+        };
+        let member = ["--group-add", "2000"];
+        assert_eq!(run(&member, "group")?.ok().text(), "1000:2000 6755\n1000:2000 2755\n755");
+        for name in ["file", "link", "fifo"] {
+            let made = fs::symlink_metadata(of_group.join(name))?;
+            assert_eq!((made.uid(), made.gid()), (1000, 2000), "{name}");
+        }
+        // Who is not in a file's group cannot have it run as that group.
+        assert_eq!(run(&[], "all")?.ok().text(), "1000:2000 4755\n1000:2000 2755\n755");
+        fs::remove_dir_all(&of_group)?;
+        for (flags, directory) in [(&member[..], "root"), (&[], "root")] {
+            run(flags, directory)?.failed(1, &["Permission denied"]);
+        }
+        assert_eq!(fs::read_dir(of_root)?.count(), 0);
+        remove(rvm, "grouped")?;
     }
 
     fn a_file_that_is_replaced_stays_with_who_has_it_open(rvm) {

@@ -18,7 +18,7 @@ use landlock::{
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitOptions, getrlimit, setrlimit};
-use rustix::thread::CapabilitySet;
+use rustix::thread::{CapabilitiesSecureBits, CapabilitySet, set_capabilities_secure_bits};
 use rvm_vmm::confine as common;
 use rvm_vmm::devices::virtio::fs::exchange::Ends;
 use rvm_vmm::seccomp::{self, COMMON, Call, Filter, any};
@@ -293,7 +293,10 @@ impl Room {
     pub fn seal(self) -> Result<Filters, Error> {
         limit_descriptors().map_err(failed("limit open files"))?;
         let kept = match self.creator {
-            Creator::GuestUser => kept_capabilities(),
+            Creator::GuestUser => {
+                keep_rights_of_users().map_err(failed("keep rights as another user"))?;
+                kept_capabilities()
+            }
             Creator::Worker => CapabilitySet::empty(),
         };
         common::keep_capabilities(kept).map_err(failed("drop capabilities"))?;
@@ -319,6 +322,13 @@ impl Room {
         ];
         Ok(Filters(Arc::new(filters)))
     }
+}
+
+/// Has a thread keep its rights when it becomes another user to create a file. That user's groups are the guest's to know: it
+/// has checked by all of them, and here there would be the first one alone. Takes `CAP_SETPCAP`.
+fn keep_rights_of_users() -> rustix::io::Result<()> {
+    let bits = CapabilitiesSecureBits::NO_SETUID_FIXUP | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED;
+    set_capabilities_secure_bits(bits)
 }
 
 /// Sets the limit of open files, which is that of files that the guest knows of.

@@ -240,6 +240,21 @@ impl<'a> Request<'a> {
         self.opcode == WRITE
     }
 
+    /// Makes it one that opens no file that is there already, if it creates one: the guest found none, so it has not checked
+    /// whether its user may open that. Whether it is not what was asked for.
+    pub(crate) fn only_create(&mut self) -> bool {
+        let flags = match self.opcode {
+            CREATE => self.message.get_mut(IN_HEADER_BYTES..),
+            _ => None,
+        };
+        let Some(field) = flags.and_then(<[u8]>::first_chunk_mut) else {
+            return false;
+        };
+        let flags = i32::from_le_bytes(*field);
+        *field = (flags | libc::O_EXCL).to_le_bytes();
+        flags & libc::O_EXCL == 0
+    }
+
     /// Makes it a request of root, whoever it was of.
     pub(crate) fn set_root(&mut self) {
         if let Some(ids) = self.message.get_mut(24..32) {
