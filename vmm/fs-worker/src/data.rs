@@ -1,8 +1,10 @@
 //! Contents of files, which go between a file and the slot of a request without a copy in between.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::{Mutex, PoisonError};
 
-use fuse_backend_rs::abi::fuse_abi::{WRITE_CACHE, WriteOut};
+use fuse_backend_rs::abi::fuse_abi::{EntryOut, WRITE_CACHE, WriteOut};
 use fuse_backend_rs::api::filesystem::{Context, FileSystem as _, ZeroCopyReader, ZeroCopyWriter};
 use fuse_backend_rs::common::file_buf::FileVolatileSlice;
 use fuse_backend_rs::common::file_traits::FileReadWriteVolatile;
@@ -11,7 +13,7 @@ use rvm_vmm::devices::virtio::fs::OUT_HEADER_BYTES;
 use rvm_vmm::memory::VolatileSlice;
 use vm_memory::ByteValued as _;
 
-use crate::request::{Request, WRITE_HEAD_BYTES};
+use crate::request::{CREATE, OPEN, RELEASE, Request, WRITE_HEAD_BYTES};
 
 /// Reads or writes as a request asks for, which lies in `slot`; returns the bytes of the answer's body, which is there then.
 ///
@@ -19,6 +21,7 @@ use crate::request::{Request, WRITE_HEAD_BYTES};
 /// Those of the host's file system; `EINVAL` for a size that no slot has.
 pub(crate) fn move_data(
     files: &PassthroughFs,
+    durable: &DurableHandles,
     request: &Request<'_>,
     slot: VolatileSlice<'_>,
 ) -> io::Result<usize> {
@@ -55,6 +58,9 @@ pub(crate) fn move_data(
         asked.flags,
         asked.fuse_flags,
     )?;
+    if let Some(to) = durable.missing(asked.handle, asked.flags) {
+        files.fsync(&context, node, to == Durability::Data, asked.handle)?;
+    }
     let answer = WriteOut {
         size: u32::try_from(written).unwrap_or(u32::MAX),
         ..WriteOut::default()
@@ -90,6 +96,68 @@ impl Asked {
             fuse_flags: word(20)?,
             flags: word(32)?,
         })
+    }
+}
+
+/// What is to be on the disk when a write is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Durability {
+    /// Data, and what it takes to find that again (`O_DSYNC`).
+    Data,
+    /// The file's times as well (`O_SYNC`).
+    All,
+}
+
+impl Durability {
+    /// What flags of open(2) ask for.
+    fn of(flags: i32) -> Option<Self> {
+        match flags & libc::O_SYNC {
+            libc::O_SYNC => Some(Self::All),
+            libc::O_DSYNC => Some(Self::Data),
+            _ => None,
+        }
+    }
+}
+
+/// Handles of files that were opened to have each write on the disk: there the kernel sees to it. A write to another one may ask
+/// for the same (`RWF_DSYNC`, `RWF_SYNC`), and the library would set that as a flag of the file, which fcntl(2) does not do.
+#[derive(Debug, Default)]
+pub(crate) struct DurableHandles(Mutex<BTreeMap<u64, Durability>>);
+
+impl DurableHandles {
+    /// Learns of a request that was done, and of the body of its answer.
+    pub(crate) fn learn(&self, request: &Request<'_>, answer: &[u8]) {
+        let long = |bytes: &[u8], at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
+        let flags = request.body().first_chunk();
+        let asked = flags.and_then(|flags| Durability::of(i32::from_le_bytes(*flags)));
+        let made = match request.opcode {
+            OPEN => long(answer, 0),
+            CREATE => long(answer, size_of::<EntryOut>()),
+            _ => None,
+        };
+        if let (Some(handle), Some(durability)) = (made, asked) {
+            self.with(|all| all.insert(handle, durability));
+        } else if request.opcode == RELEASE
+            && let Some(handle) = long(request.body(), 0)
+        {
+            self.with(|all| all.remove(&handle));
+        }
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&self) {
+        self.with(BTreeMap::clear);
+    }
+
+    /// What is left to do after a write with these flags.
+    pub(crate) fn missing(&self, handle: u64, flags: u32) -> Option<Durability> {
+        let asked = Durability::of(flags.cast_signed())?;
+        let had = self.with(|all| all.get(&handle).copied());
+        (had < Some(asked)).then_some(asked)
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<u64, Durability>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -30,7 +30,7 @@ use rvm_vmm::devices::virtio::fs::{MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER
 use vm_memory::ByteValued as _;
 
 use crate::confine::Room;
-use crate::data;
+use crate::data::{self, DurableHandles};
 use crate::listing;
 use crate::locks::{self, Locks, Outcome};
 use crate::request::{
@@ -91,6 +91,7 @@ pub struct Share {
     read_only: AtomicBool,
     creator: Creator,
     locks: Locks,
+    durable: DurableHandles,
 }
 
 impl Share {
@@ -123,6 +124,7 @@ impl Share {
             read_only: (access == Access::ReadOnly).into(),
             creator: room.creator(),
             locks: Locks::default(),
+            durable: DurableHandles::default(),
         })
     }
 
@@ -177,19 +179,19 @@ impl Share {
             Err(Refused(None)) => return machine.give_back(slot),
         };
         match request.opcode {
-            READ | WRITE => match data::move_data(&self.files, &request, slot.memory()) {
+            READ | WRITE => match data::move_data(&self.files, &self.durable, &request, slot.memory()) {
                 Ok(bytes) => machine.answer(slot, 0, bytes),
                 Err(error) => machine.answer(slot, number(&error), 0),
             },
             INIT => match self.begin(request.body()) {
                 Ok(agreed) => {
-                    self.forget_locks(machine)?;
+                    self.forget_handles(machine)?;
                     answer(machine, slot, agreed.as_slice())
                 }
                 Err(error) => machine.answer(slot, error, 0),
             },
             DESTROY => {
-                self.forget_locks(machine)?;
+                self.forget_handles(machine)?;
                 self.files.destroy();
                 machine.answer(slot, 0, 0)
             }
@@ -213,6 +215,10 @@ impl Share {
                         machine.answer(slot, libc::ESTALE, 0)
                     }
                     Some(said) => {
+                        if error_of(said) == Some(0) {
+                            self.durable
+                                .learn(&request, said.get(OUT_HEADER_BYTES..).unwrap_or_default());
+                        }
                         slot.memory().copy_from(said);
                         machine.give_back(slot)
                     }
@@ -275,7 +281,8 @@ impl Share {
         }
     }
 
-    fn forget_locks(&self, machine: &Worker) -> io::Result<()> {
+    fn forget_handles(&self, machine: &Worker) -> io::Result<()> {
+        self.durable.clear();
         let waited = self.locks.clear();
         waited
             .into_iter()

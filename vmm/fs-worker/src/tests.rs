@@ -8,6 +8,7 @@ use rvm_vmm::devices::virtio::fs::IN_HEADER_BYTES;
 use rvm_vmm::devices::virtio::fs::exchange::{Ends, exchange};
 
 use super::*;
+use crate::data::Durability;
 use crate::request::{CREATE, GETXATTR, OPEN, OPENDIR, READ, READDIR, SYMLINK, WRITE, shape_of};
 
 const LOOKUP: u32 = 1;
@@ -453,6 +454,36 @@ fn files_are_files() {
     );
     // Kinds of requests that are not served.
     assert_eq!(driver.ask(39, node, &[0; 32]), Err(libc::ENOSYS));
+}
+
+#[test]
+fn a_write_that_asks_for_it_is_on_the_disk() {
+    let mut driver = Driver::new();
+    let missing = |driver: &Driver, (_, handle): (u64, u64), flags: i32| {
+        driver.share.durable.missing(handle, flags.cast_unsigned())
+    };
+    let plain = driver.create("file", libc::O_RDWR).unwrap();
+    let node = plain.0;
+    let data = (node, driver.open(node, libc::O_WRONLY | libc::O_DSYNC).unwrap());
+    let all = driver.create("other", libc::O_RDWR | libc::O_SYNC).unwrap();
+    for (handle, of_data, of_all) in [
+        (plain, Some(Durability::Data), Some(Durability::All)),
+        (data, None, Some(Durability::All)),
+        (all, None, None),
+    ] {
+        assert_eq!(missing(&driver, handle, libc::O_RDWR), None);
+        assert_eq!(missing(&driver, handle, libc::O_RDWR | libc::O_DSYNC), of_data);
+        assert_eq!(missing(&driver, handle, libc::O_RDWR | libc::O_SYNC), of_all);
+    }
+    for flags in [libc::O_DSYNC, libc::O_SYNC] {
+        assert_eq!(driver.write(plain, 0, libc::O_RDWR | flags, b"durable"), Ok(7));
+    }
+    // Handles that are gone take no room.
+    let release = [data.1.to_le_bytes(), [0; 8], [0; 8]].concat();
+    driver.ask(RELEASE, node, &release).unwrap();
+    assert_eq!(missing(&driver, data, libc::O_DSYNC), Some(Durability::Data));
+    driver.ask(DESTROY, 0, &[]).unwrap();
+    assert_eq!(missing(&driver, all, libc::O_SYNC), Some(Durability::All));
 }
 
 /// One entry of a list.
