@@ -1,4 +1,5 @@
-//! Lists of directories with `.` and `..`, as every local file system gives them; the library leaves both out.
+//! Lists of directories with `.` and `..`, as every local file system gives them; the library leaves both out. Entries have the
+//! numbers that the files' attributes have, not those by which the library knows them.
 
 use std::ffi::CStr;
 use std::io;
@@ -16,6 +17,9 @@ const AFTER_PARENT: u64 = i64::MAX as u64 - 1;
 
 /// Least that is read of a directory at a time, in bytes; what does not fit into an answer is read again.
 const LEAST_READ: u32 = 4096;
+
+/// How often entries are read where the first one is gone when it is looked at. An empty directory is read as often.
+const ATTEMPTS: u32 = 8;
 
 /// The root directory of a share (FUSE_ROOT_ID in include/uapi/linux/fuse.h).
 const ROOT: u64 = 1;
@@ -59,14 +63,37 @@ pub(crate) fn list(files: &PassthroughFs, asked: Asked) -> io::Result<Vec<u8>> {
             AFTER_SELF | AFTER_PARENT => 0,
             offset => offset,
         };
-        let result = list.add_others(files, Asked { offset, ..asked });
-        if list.bytes.is_empty() {
-            result?;
-        }
+        until_sure(&mut || {
+            let result = list.add_others(files, Asked { offset, ..asked });
+            if list.bytes.is_empty() {
+                result.map(|()| Found::Nothing { is_end: offset > 0 })
+            } else {
+                Ok(Found::Entries)
+            }
+        })?;
     } else if list.bytes.is_empty() {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     Ok(list.bytes)
+}
+
+/// What a read found.
+enum Found {
+    Entries,
+    Nothing { is_end: bool },
+}
+
+/// Reads until it is sure that what was found is all: the library stops at an entry that somebody has removed meanwhile. At the first
+/// one it fails with the error that C libraries take for the end of a directory; right behind the two that it leaves out it does not.
+fn until_sure(read: &mut dyn FnMut() -> io::Result<Found>) -> io::Result<()> {
+    for _ in 1..ATTEMPTS {
+        match read() {
+            Ok(Found::Nothing { is_end: false }) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            sure => return sure.map(drop),
+        }
+    }
+    read().map(drop)
 }
 
 struct List {
@@ -108,8 +135,14 @@ impl List {
         } = asked;
         // Of a read that finds no more than `.` and `..` the library makes nothing, which would be the end.
         let size = asked.size.max(LEAST_READ);
-        files.readdir(&context, node, handle, size, offset, &mut |entry| {
-            Ok(self.add(&entry))
+        // It looks each entry up in either case, and so gives the number that the file has.
+        files.readdirplus(&context, node, handle, size, offset, &mut |entry, found| {
+            let length = self.add(&entry);
+            if length > 0 {
+                // The driver does not hear of it. Of an entry that has no room the library forgets it.
+                files.forget(&context, found.inode, 1);
+            }
+            Ok(length)
         })
     }
 
@@ -146,4 +179,35 @@ fn parent(files: &PassthroughFs, node: u64) -> io::Result<u64> {
     let found = files.lookup(&context, node, PARENT)?;
     files.forget(&context, found.inode, 1);
     Ok(found.attr.st_ino)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_removed_meanwhile_does_not_end_a_list() {
+        let gone = || Err(io::Error::from_raw_os_error(libc::ENOENT));
+        let after = |times: u32, first: &dyn Fn() -> io::Result<Found>| {
+            let mut reads = 0;
+            let result = until_sure(&mut || {
+                reads += 1;
+                if reads <= times {
+                    first()
+                } else {
+                    Ok(Found::Entries)
+                }
+            });
+            (reads, result.map_err(|error| error.raw_os_error().unwrap()))
+        };
+        assert_eq!(after(0, &gone), (1, Ok(())));
+        assert_eq!(after(3, &gone), (4, Ok(())));
+        assert_eq!(after(100, &gone), (ATTEMPTS, Err(libc::ENOENT)));
+        let maybe = || Ok(Found::Nothing { is_end: false });
+        assert_eq!(after(3, &maybe), (4, Ok(())));
+        assert_eq!(after(100, &maybe), (ATTEMPTS, Ok(())));
+        assert_eq!(after(100, &|| Ok(Found::Nothing { is_end: true })), (1, Ok(())));
+        let other = || Err(io::Error::from_raw_os_error(libc::EIO));
+        assert_eq!(after(100, &other), (1, Err(libc::EIO)));
+    }
 }
