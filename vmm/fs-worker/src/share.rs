@@ -12,7 +12,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -295,23 +295,20 @@ impl Share {
         let (known, _) = self.files.getattr(&context, node, None)?;
         let path = self.files.readlinkat_proc_file(node)?;
         let no_lock = || io::Error::from_raw_os_error(libc::ENOLCK);
-        let file = self.open_any_way(&path).map_err(|_| no_lock())?;
-        let found = rustix::fs::fstat(&file)?;
-        // Somebody may have given the name to another file.
-        if (found.st_dev, found.st_ino) == (known.st_dev, known.st_ino) {
-            Ok(file)
-        } else {
-            Err(no_lock())
+        // Somebody may have given the name to another file, even to one that it does something to open.
+        let found = open_at(&path, OFlags::PATH | OFlags::NOFOLLOW).map_err(|_| no_lock())?;
+        let of_found = rustix::fs::fstat(&found)?;
+        let is_known = (of_found.st_dev, of_found.st_ino) == (known.st_dev, known.st_ino);
+        if !is_known || !matches!(of_found.st_mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) {
+            return Err(no_lock());
         }
+        self.open_any_way(&found).map_err(|_| no_lock())
     }
 
     /// For writing, if that is possible: a lock against all others needs it.
-    fn open_any_way(&self, path: &Path) -> rustix::io::Result<File> {
-        let open = |access| {
-            let flags = access | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-            // Not `open`, which some C libraries make another system call of.
-            rustix::fs::openat(CWD, path, flags, Mode::empty()).map(File::from)
-        };
+    fn open_any_way(&self, found: &OwnedFd) -> rustix::io::Result<File> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
+        let open = |access| open_at(&path, access | OFlags::NONBLOCK | OFlags::NOCTTY).map(File::from);
         match self.access() {
             Access::ReadOnly => open(OFlags::RDONLY),
             Access::ReadWrite => open(OFlags::RDWR).or_else(|_| open(OFlags::RDONLY)),
@@ -377,6 +374,11 @@ impl Share {
         agreed.time_gran = 1;
         Ok(agreed)
     }
+}
+
+/// Not `open`, which some C libraries make another system call of.
+fn open_at(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// A number in the body of a request.

@@ -387,6 +387,43 @@ fn a_file_that_is_there_is_not_opened_by_creating_it() {
 }
 
 #[test]
+fn a_fifo_in_a_file_s_place_is_not_opened_to_lock_it() {
+    let mut driver = Driver::new();
+    let (node, handle) = driver.create("file", libc::O_RDWR).unwrap();
+    let mut body = [handle, 7, 0, i64::MAX.cast_unsigned()]
+        .map(u64::to_le_bytes)
+        .concat();
+    body.extend(words(&[libc::F_WRLCK.cast_unsigned(), 0, 0, 0]));
+    assert_eq!(driver.ask(SETLK, node, &body), Ok(vec![]));
+    driver
+        .ask(RELEASE, node, &[handle, 0, 0].map(u64::to_le_bytes).concat())
+        .unwrap();
+    // This is what the kernel calls a file whose name is gone.
+    fs::remove_file(driver.path("file")).unwrap();
+    let fifo = driver.path("file (deleted)");
+    let path = fifo.display().to_string();
+    driver
+        .named(
+            MKNOD,
+            ROOT,
+            &[libc::S_IFIFO | 0o600, 0, 0, 0],
+            &["file (deleted)"],
+        )
+        .unwrap();
+    // This waits for somebody to open it.
+    let mut writer = std::process::Command::new("sh")
+        .args(["-c", "echo > \"$1\"", "sh", &path])
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(driver.ask(SETLK, node, &body), Err(libc::ENOLCK));
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(writer.try_wait().unwrap(), None);
+    assert_eq!(fs::read(fifo).unwrap(), b"\n");
+    assert!(writer.wait().unwrap().success());
+}
+
+#[test]
 fn files_are_files() {
     let mut driver = Driver::new();
     let file = driver.create("file", libc::O_RDWR).unwrap();
