@@ -114,13 +114,14 @@ impl Volumes {
         self.lock(FlockOperation::LockShared)
     }
 
-    /// As long as the answer is there, nobody begins to use a volume. What others have left unfinished is gone.
+    /// As long as the answer is there, nobody begins to use a volume. What others have left unfinished is gone, as far as it can
+    /// be removed: it is no volume, and nobody waits for it to go.
     fn alone(&self) -> Result<File, Error> {
         let lock = self.lock(FlockOperation::LockExclusive)?;
         for name in self.names()? {
             if name.starts_with(TEMPORARY) {
-                let path = self.directory.join(name);
-                tree::remove(&path).map_err(path::failed("remove", &path))?;
+                // It is tried again by the next one; whoever began has been told.
+                let _ = tree::remove(&self.directory.join(name));
             }
         }
         Ok(lock)
@@ -290,6 +291,17 @@ mod tests {
         assert_eq!(volumes.list().unwrap(), []);
         drop(volumes.alone().unwrap());
         assert_eq!(fs::read_dir(&volumes.directory).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_be_removed_is_in_nobody_s_way() {
+        let (_directory, volumes) = volumes();
+        // Its removal expects a directory.
+        fs::write(volumes.directory.join(".old-1"), "").unwrap();
+        fs::create_dir_all(volumes.directory.join(".old-2/_data")).unwrap();
+        drop(volumes.alone().unwrap());
+        assert!(volumes.directory.join(".old-1").exists() && !volumes.directory.join(".old-2").exists());
+        assert_eq!(volumes.list().unwrap(), []);
     }
 
     #[test]
