@@ -112,6 +112,18 @@ impl FromStr for ListFormat {
     }
 }
 
+impl ListFormat {
+    /// Whether it shows a field that the table does not have.
+    pub(crate) fn shows(&self, name: &str) -> bool {
+        match self {
+            Self::Table => false,
+            Self::Columns(columns) => columns.iter().any(|column| column.shows(name)),
+            Self::Json => true,
+            Self::Template(template) => template.shows(name),
+        }
+    }
+}
+
 /// Names of images, with wildcards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NamePattern(glob::Pattern);

@@ -82,16 +82,18 @@ fn list(engine: &Engine, arguments: &VolumeLs) -> Result<u8> {
             _ => true,
         })
     });
-    let rows: Vec<Row> = shown.map(row).collect();
     if arguments.quiet {
-        output::lines(rows.iter().map(|row| &row.name))?;
+        output::lines(shown.map(|usage| &usage.volume.name))?;
     } else {
+        // To know sizes, all files of all volumes are looked at.
+        let with_size = arguments.format.shows("Size");
+        let rows: Vec<Row> = shown.map(|usage| row(usage, with_size)).collect();
         output::listing(&arguments.format, &rows, || table(&rows))?;
     }
     Ok(0)
 }
 
-fn row(usage: &VolumeUsage) -> Row {
+fn row(usage: &VolumeUsage, with_size: bool) -> Row {
     let labels: Vec<_> = usage
         .volume
         .labels
@@ -105,7 +107,11 @@ fn row(usage: &VolumeUsage) -> Row {
         mountpoint: usage.mountpoint.display().to_string(),
         name: usage.volume.name.clone(),
         scope: DRIVER,
-        size: output::size(usage.bytes()),
+        size: if with_size {
+            output::size(usage.bytes())
+        } else {
+            String::new()
+        },
     }
 }
 
@@ -182,4 +188,38 @@ fn remove_unused(engine: &Engine, arguments: &VolumePrune) -> Result<u8> {
     lines.push(prune::reclaimed(pruned.freed_bytes));
     output::lines(lines)?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::args::ListFormat;
+
+    #[test]
+    fn sizes_are_found_out_where_they_are_shown() {
+        for (format, expected) in [
+            ("table", false),
+            ("table {{.Name}}\\t{{.Links}}", false),
+            ("{{.Name}} Size", false),
+            ("table {{.Name}}\\t{{.Size}}", true),
+            ("{{.Size}}", true),
+            ("{{json .Size}}", true),
+            ("{{json .}}", true),
+            ("json", true),
+        ] {
+            let format: ListFormat = format.parse().unwrap();
+            assert_eq!(format.shows("Size"), expected, "{format:?}");
+        }
+        let usage = VolumeUsage {
+            volume: serde_json::from_str(r#"{"version":1,"name":"db","created_ms":1}"#).unwrap(),
+            mountpoint: Path::new("/none").to_owned(),
+            users: Vec::new(),
+        };
+        assert_eq!(
+            [true, false].map(|with_size| row(&usage, with_size).size),
+            ["0B", ""]
+        );
+    }
 }

@@ -111,6 +111,14 @@ impl Template {
         })
     }
 
+    /// Whether it shows a field of the document, by itself or as a part of all of it.
+    pub(crate) fn shows(&self, name: &str) -> bool {
+        self.0.iter().any(|part| match part {
+            Part::Field { path, .. } => path.first().is_none_or(|first| first == name),
+            Part::Text(_) => false,
+        })
+    }
+
     /// The text with a name for each field in its place.
     pub(crate) fn with_names(&self, name: impl Fn(&str) -> String) -> String {
         let part = |part: &Part| match part {
