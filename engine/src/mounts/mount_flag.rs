@@ -89,8 +89,11 @@ impl Asked {
                     "the local driver takes no options here: use type=tmpfs for memory, and type=bind for a directory",
                 ));
             }
-            // The sizes that Docker takes, tmpfs takes as well.
-            "tmpfs-size" => self.add_tmpfs("size", value),
+            // Docker's sizes, of which tmpfs(5) does not know them all: units are powers of 1024, with an `i` or without.
+            "tmpfs-size" => {
+                let bytes = parse_size::Config::new().with_binary().parse_size(value);
+                self.add_tmpfs("size", &bytes.map_err(|_| invalid())?.to_string());
+            }
             "tmpfs-mode" => {
                 let mode = u32::from_str_radix(value, 8).map_err(|_| invalid())?;
                 self.add_tmpfs("mode", &format!("{mode:o}"));
@@ -235,7 +238,16 @@ mod tests {
         assert_eq!(asked.labels.get("a").map(String::as_str), Some("1,2"));
         assert_eq!(asked.subpath, "x");
         let asked = read("type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=0700,ro").unwrap();
-        assert_eq!(asked.tmpfs, "size=1m,mode=700,ro");
+        assert_eq!(asked.tmpfs, "size=1048576,mode=700,ro");
+        for (text, bytes) in [
+            ("65536", 65536),
+            ("64k", 65536),
+            ("64MB", 64 << 20),
+            ("1.5gib", 3 << 29),
+        ] {
+            let asked = read(&format!("type=tmpfs,dst=/t,tmpfs-size={text}")).unwrap();
+            assert_eq!(asked.tmpfs, format!("size={bytes}"), "{text}");
+        }
     }
 
     #[test]
@@ -264,6 +276,10 @@ mod tests {
             (
                 "type=tmpfs,dst=/b,tmpfs-mode=9",
                 "invalid value for tmpfs-mode: 9",
+            ),
+            (
+                "type=tmpfs,dst=/b,tmpfs-size=64X",
+                "invalid value for tmpfs-size: 64X",
             ),
             ("dst=/b,volume-driver=nfs", "plugin \"nfs\" not found"),
             ("dst=/b,volume-opt=type=nfs", "takes no options"),
