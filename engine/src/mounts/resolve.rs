@@ -48,7 +48,8 @@ impl Engine {
         };
         plan.add_asked(&request.mounts)?;
         // Before any lock: looking a container up may put right what a dead one left.
-        for text in &request.mounts.volumes_from {
+        // Of two that have something on one place the later one counts, as with Docker.
+        for text in request.mounts.volumes_from.iter().rev() {
             self.add_from(&mut plan, text)?;
         }
         for text in of_image {

@@ -161,6 +161,13 @@ both_modes! {
         assert_eq!(volumes(rvm)?.len(), 1, "--rm leaves what others use");
         script(rvm, &["--volumes-from", "source:rx"], "true")?.failed(125, &["invalid volumes-from mode"]);
         script(rvm, &["--volumes-from", "nobody"], "true")?.failed(125, &["no such container: nobody"]);
+        // Of two on one place the later one is mounted.
+        rvm.call(["create", "--isolation", rvm.isolation().name(), "--name", "later", "-v", "later:/data", BUSYBOX, "true"])?.ok();
+        let list = |flags: &[&str]| -> Result<String> { Ok(script(rvm, flags, "ls /data; ls /bound")?.ok().text()) };
+        assert_eq!(list(&["--volumes-from", "source", "--volumes-from", "later"])?, "file");
+        assert_eq!(list(&["--volumes-from", "later", "--volumes-from", "source"])?, "file\nfile");
+        rvm.call(["rm", "later"])?.ok();
+        rvm.call(["volume", "rm", "later"])?.ok();
         rvm.call(["rm", "-v", "source"])?.ok();
         assert_eq!(volumes(rvm)?, [""; 0]);
         fs::remove_dir_all(directory)?;
