@@ -185,6 +185,16 @@ both_modes! {
         remove(rvm, "grouped")?;
     }
 
+    fn a_file_that_comes_and_goes_can_be_opened_at_any_time(rvm) {
+        volume(rvm, "flapping")?;
+        pair(rvm, "flapping")?;
+        let often = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo x >> /data/flag; [ $((i%3)) -gt 0 ] || rm -f /data/flag 2> /dev/null; done; true";
+        together(rvm, |name| format!("({often}) 2> /data/errors.{name}"))?;
+        assert_eq!(said(rvm, "here", "cat /data/errors.*")?, "");
+        remove_pair(rvm)?;
+        remove(rvm, "flapping")?;
+    }
+
     fn a_file_that_is_replaced_stays_with_who_has_it_open(rvm) {
         volume(rvm, "renamed")?;
         pair(rvm, "renamed")?;

@@ -4,12 +4,14 @@
 //! What a request means is left to `fuse-backend-rs`, which follows names one at a time from directories that it has
 //! open, follows no link, and opens nothing but files and directories. Around it stands what it leaves to its users:
 //! [`request`] lets only whole requests of known kinds reach it, [`share`] answers what it has no answer for, `data` hands it the
-//! memory to read and write, `locks` does what it does not do, `listing` adds what it leaves out, and [`confine`] sees to it that
+//! memory to read and write, `locks` does what it does not do, `listing` adds what it leaves out, `creation`
+//! is stricter than it, and [`confine`] sees to it that
 //! there is nothing to be reached beside the directory.
 
 #![deny(unsafe_code)]
 
 pub mod confine;
+mod creation;
 mod data;
 mod listing;
 mod locks;

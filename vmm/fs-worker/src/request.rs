@@ -240,8 +240,7 @@ impl<'a> Request<'a> {
         self.opcode == WRITE
     }
 
-    /// Makes it one that opens no file that is there already, if it creates one: the guest found none, so it has not checked
-    /// whether its user may open that. Whether it is not what was asked for.
+    /// Makes it one that opens no file that is there already, if it creates one. Whether something else was asked for.
     pub(crate) fn only_create(&mut self) -> bool {
         let flags = match self.opcode {
             CREATE => self.message.get_mut(IN_HEADER_BYTES..),
@@ -253,6 +252,12 @@ impl<'a> Request<'a> {
         let flags = i32::from_le_bytes(*field);
         *field = (flags | libc::O_EXCL).to_le_bytes();
         flags & libc::O_EXCL == 0
+    }
+
+    /// The user and the first group that it is of.
+    pub(crate) fn user(&self) -> (u32, u32) {
+        let id = |at| word(self.message, at).unwrap_or(u32::MAX);
+        (id(24), id(28))
     }
 
     /// Makes it a request of root, whoever it was of.

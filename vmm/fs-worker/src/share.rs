@@ -30,12 +30,13 @@ use rvm_vmm::devices::virtio::fs::{MAX_DATA_BYTES, MAX_MESSAGE_BYTES, OUT_HEADER
 use vm_memory::ByteValued as _;
 
 use crate::confine::Room;
+use crate::creation;
 use crate::data::{self, DurableHandles};
 use crate::listing;
 use crate::locks::{self, Locks, Outcome};
 use crate::request::{
-    DESTROY, FLUSH, GETLK, INIT, INTERRUPT, READ, READDIR, RELEASE, Refused, Request, SETLK, SETLKW, SYNCFS,
-    WRITE,
+    CREATE, DESTROY, FLUSH, GETLK, INIT, INTERRUPT, READ, READDIR, RELEASE, Refused, Request, SETLK, SETLKW,
+    SYNCFS, WRITE,
 };
 
 /// The oldest minor version of the protocol that is spoken, of Linux 5.4, the first with this device.
@@ -203,30 +204,76 @@ impl Share {
             READDIR => self.list(machine, slot, &request),
             // What was asked for cannot be taken back: Linux does not even say so to a virtio device.
             INTERRUPT => machine.give_back(slot),
-            opcode => {
+            CREATE => self.create(machine, slot, request, space),
+            _ => {
                 self.give_locks_back(&request);
-                if self.creator == Creator::Worker {
-                    request.set_root();
-                }
-                let narrowed = request.only_create();
-                match self.ask_library(request.message, space) {
-                    // The guest looks once more, and opens what it finds if its user may.
-                    Some(said) if narrowed && error_of(said) == Some(libc::EEXIST) => {
-                        machine.answer(slot, libc::ESTALE, 0)
-                    }
-                    Some(said) => {
-                        if error_of(said) == Some(0) {
-                            self.durable
-                                .learn(&request, said.get(OUT_HEADER_BYTES..).unwrap_or_default());
-                        }
-                        slot.memory().copy_from(said);
-                        machine.give_back(slot)
-                    }
-                    None if has_answer(opcode) => machine.answer(slot, libc::EIO, 0),
-                    None => machine.give_back(slot),
-                }
+                self.take_role(&mut request);
+                let said = self.ask_library(request.message, space);
+                self.hand_over(machine, slot, &request, said)
             }
         }
+    }
+
+    /// Creates a file, or opens the one that somebody has made since the guest looked.
+    fn create(
+        &self,
+        machine: &Worker,
+        slot: Slot<'_>,
+        mut request: Request<'_>,
+        space: &mut [u8],
+    ) -> io::Result<()> {
+        self.take_role(&mut request);
+        let is_narrowed = request.only_create();
+        for _ in 1..creation::ATTEMPTS {
+            let said = self.ask_library(request.message, space);
+            match said.and_then(error_of) {
+                Some(libc::EEXIST) if is_narrowed => match creation::open_existing(&self.files, &request) {
+                    Ok(body) => {
+                        self.durable.learn(&request, &body);
+                        return answer(machine, slot, &body);
+                    }
+                    Err(error) if number(&error) == libc::ENOENT => {}
+                    Err(error) => return machine.answer(slot, number(&error), 0),
+                },
+                // Also where the library has made it, and somebody removed it before the library looked.
+                Some(libc::ENOENT) => {}
+                _ => return self.hand_over(machine, slot, &request, said),
+            }
+        }
+        let said = self.ask_library(request.message, space);
+        if is_narrowed && said.and_then(error_of) == Some(libc::EEXIST) {
+            return machine.answer(slot, libc::ESTALE, 0);
+        }
+        self.hand_over(machine, slot, &request, said)
+    }
+
+    fn take_role(&self, request: &mut Request<'_>) {
+        if self.creator == Creator::Worker {
+            request.set_root();
+        }
+    }
+
+    /// Answers a request with what the library said.
+    fn hand_over(
+        &self,
+        machine: &Worker,
+        slot: Slot<'_>,
+        request: &Request<'_>,
+        said: Option<&[u8]>,
+    ) -> io::Result<()> {
+        let Some(said) = said else {
+            return if has_answer(request.opcode) {
+                machine.answer(slot, libc::EIO, 0)
+            } else {
+                machine.give_back(slot)
+            };
+        };
+        if error_of(said) == Some(0) {
+            self.durable
+                .learn(request, said.get(OUT_HEADER_BYTES..).unwrap_or_default());
+        }
+        slot.memory().copy_from(said);
+        machine.give_back(slot)
     }
 
     /// Answers requests that wait for locks, as soon as they have them.

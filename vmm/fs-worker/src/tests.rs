@@ -1,7 +1,7 @@
 //! A driver that means harm, and one that does not, against a directory.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::PathBuf;
 
 use rvm_vmm::devices::virtio::fs::IN_HEADER_BYTES;
@@ -12,7 +12,7 @@ mod lists;
 
 use super::*;
 use crate::data::Durability;
-use crate::request::{CREATE, GETXATTR, OPEN, OPENDIR, READ, READDIR, SYMLINK, WRITE, shape_of};
+use crate::request::{GETXATTR, OPEN, OPENDIR, READ, READDIR, SYMLINK, WRITE, shape_of};
 
 const LOOKUP: u32 = 1;
 const GETATTR: u32 = 3;
@@ -374,16 +374,47 @@ fn special_files_are_seen_and_not_opened() {
 }
 
 #[test]
-fn a_file_that_is_there_is_not_opened_by_creating_it() {
+fn a_file_that_is_there_is_opened_by_who_may() {
     let mut driver = Driver::new();
-    fs::write(driver.path("file"), "content").unwrap();
-    // Made by others behind the guest's look: it looks again and judges.
+    let path = driver.path("file");
+    fs::write(&path, "content").unwrap();
+    let set_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    // Somebody has made it behind the guest's look. It looks again and judges by what it knows of its user.
+    set_mode(0o000);
     for flags in [libc::O_RDONLY, libc::O_RDWR | libc::O_TRUNC] {
         assert_eq!(driver.create("file", flags), Err(libc::ESTALE));
     }
+    set_mode(0o666);
+    let file = driver.create("file", libc::O_RDWR | libc::O_SYNC).unwrap();
+    assert_eq!(driver.read(file, 0, 10).unwrap(), b"content");
+    assert_eq!(driver.lookup(ROOT, "file").unwrap().node, file.0);
+    assert_eq!(
+        driver.share.durable.missing(file.1, libc::O_SYNC.cast_unsigned()),
+        None
+    );
     assert_eq!(driver.create("file", libc::O_EXCL), Err(libc::EEXIST));
-    assert_eq!(fs::read(driver.path("file")).unwrap(), b"content");
-    assert!(driver.create("new", libc::O_RDWR).is_ok());
+    assert!(driver.create("file", libc::O_WRONLY | libc::O_TRUNC).is_ok());
+    assert_eq!(fs::read(&path).unwrap(), b"");
+    symlink("file", driver.path("link")).unwrap();
+    assert_eq!(driver.create("link", libc::O_RDONLY), Err(libc::ESTALE));
+}
+
+#[test]
+fn a_file_that_comes_and_goes_can_be_created() {
+    let mut driver = Driver::new();
+    let (end, path) = (AtomicBool::new(false), driver.path("file"));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(Ordering::Relaxed) {
+                let _ = fs::File::options().create(true).append(true).open(&path);
+                let _ = fs::remove_file(&path);
+            }
+        });
+        let made: Vec<_> = (0..400).map(|_| driver.create("file", libc::O_RDONLY)).collect();
+        end.store(true, Ordering::Relaxed);
+        let failed = made.iter().filter(|made| made.is_err()).count();
+        assert_eq!(failed, 0);
+    });
 }
 
 #[test]
@@ -614,7 +645,7 @@ fn nonsense_has_one_answer() {
             served += u32::from(u32_at(answer, 4) == 0);
         }
     }
-    assert!(served > answered / 12, "{served} of {answered}");
+    assert!(served > answered / 10, "{served} of {answered}");
     let outside = driver.top.path().join("outside");
     assert_eq!(fs::read_dir(outside).unwrap().count(), 1);
 }
