@@ -253,6 +253,26 @@ both_modes! {
         wait_until("nothing is left", LIMIT, || Ok(state()? == before))?;
     }
 
+    fn rules_of_one_who_was_killed_on_its_way_off_a_network_go(rvm) {
+        let rvm = &rvm.connected();
+        let before = state()?;
+        rvm.detach("stays", &[BUSYBOX, "sleep", "1000"])?;
+        let id = rvm.detach("goes", &["-p", "8080:80", BUSYBOX, "sleep", "1000"])?;
+        let supervisor = rvm.call(["inspect", "--format", "{{.State.SupervisorPid}}", "goes"])?.ok().text();
+        let network = rvm.call(["network", "inspect", "--format", "{{.Id}}", "bridge"])?.ok().text();
+        tool("kill", &["-9", &supervisor])?;
+        // As if that had come when its file was gone and its rules were not.
+        fs::remove_file(rvm.run_directory().join(format!("networks/{network}/endpoints/{id}.json")))?;
+        let has_door = || Ok::<_, anyhow::Error>(tool("nft", &["list", "ruleset"])?.contains("8080"));
+        ensure!(has_door()?);
+        wait_until("its rules are gone", LIMIT, || {
+            rvm.call(["ps", "-a"])?.ok();
+            Ok(!has_door()?)
+        })?;
+        rvm.call(["rm", "-f", "stays", "goes"])?.ok();
+        wait_until("nothing is left", LIMIT, || Ok(state()? == before))?;
+    }
+
     fn making_and_removing_changes_nothing_in_the_end(rvm) {
         let rvm = &rvm.connected();
         let rounds: u32 = std::env::var("RVM_TEST_ROUNDS").map_or(Ok(20), |rounds| rounds.parse())?;
