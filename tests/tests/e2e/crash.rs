@@ -15,7 +15,7 @@ use rvm_tests::rvm::{Isolation, Rvm};
 use rvm_tests::wait::{let_pass, wait_until};
 
 /// Rounds of each kind in the ordinary test run.
-const ROUNDS: u64 = 8;
+const ROUNDS: u64 = 5;
 
 /// From the start of rvm to well after the workload runs; a VM needs longer.
 fn window(rvm: &Rvm) -> u64 {
