@@ -11,8 +11,9 @@ use vm_memory::ByteValued as _;
 
 use crate::request::Request;
 
-/// How often a file is created that others make and remove meanwhile. In a directory that is gone it is tried as often.
-pub(crate) const ATTEMPTS: u32 = 8;
+/// How often a file is created that others make and remove meanwhile: where they do nothing else, three of four attempts fail. In a
+/// directory that is gone it is tried as often.
+pub(crate) const ATTEMPTS: u32 = 100;
 
 /// Opens the file that a request was to create, and returns what the request is answered with.
 ///
